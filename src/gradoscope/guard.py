@@ -1,0 +1,118 @@
+"""Leaving no trace: what a measurement may disturb is captured here and put back, also after an exception."""
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["RandomState", "derive_seed", "math_attention", "private_random", "seed_all", "untouched"]
+
+RandomState = dict[str, Any]
+
+
+def derive_seed(*keys: int) -> int:
+    """A 63-bit seed that is a pure function of `keys` (SeedSequence mixing), for generators that must not overlap."""
+    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1)
+
+
+def capture_random() -> RandomState:
+    """The state of every global random stream: torch on each device in use, numpy, python."""
+    state: RandomState = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def restore_random(state: RandomState) -> None:
+    """Put every global random stream back to `state`."""
+    torch.set_rng_state(state["torch"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
+@contextmanager
+def private_random(seed: int | None = None) -> Iterator[None]:
+    """Let the code inside draw from the global streams (seeded if `seed` is given) and put them back afterwards."""
+    state = capture_random()
+    try:
+        if seed is not None:
+            seed_all(seed)
+        yield
+    finally:
+        restore_random(state)
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global streams that user code draws from; call it inside `private_random` only."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextmanager
+def math_attention() -> Iterator[None]:
+    """Run attention by its plain formula, which has the second derivatives that the fused kernels lack."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
+
+
+@contextmanager
+def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
+    """Put back, whatever happens inside: buffers, `.grad`, modes, `requires_grad`, random streams, autocast.
+
+    Parameters are captured too, as user code inside a forward pass may write to them (spectral norm does).
+
+    Args:
+        model: the module that the code inside runs.
+        seed: seeds the global random streams inside, so that masks can be replayed.
+    """
+    parameters = [(p, p.detach().clone(), p._version) for p in model.parameters()]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    grads = [(p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
+    modes = [(m, m.training) for m in model.modules()]
+    requires = [(p, p.requires_grad) for p in model.parameters()]
+    with ExitStack() as stack:
+        stack.enter_context(private_random(seed))
+        for device_type in {p.device.type for p in model.parameters()} | {"cpu"}:
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value, version in parameters:
+                    if p._version != version:
+                        p.copy_(value)
+                for buffer, value in buffers:
+                    if not _same(buffer, value):
+                        buffer.copy_(value)
+            for p, grad, value in grads:
+                p.grad = grad
+                if grad is not None and value is not None and not _same(grad, value):
+                    grad.detach().copy_(value)
+            for module, mode in modes:
+                module.training = mode
+            for p, flag in requires:
+                if p.requires_grad != flag:
+                    p.requires_grad_(flag)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Bitwise equality, NaN equal to NaN."""
+    return bool(torch.equal(a, b)) or bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
