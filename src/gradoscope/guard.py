@@ -83,7 +83,7 @@ def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
         seed: seeds the global random streams inside, so that masks can be replayed.
     """
     parameters = [(p, p.detach().clone(), p._version) for p in model.parameters()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    buffers = _lend_buffers(model)
     grads = [(p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
     requires = [(p, p.requires_grad) for p in model.parameters()]
@@ -99,9 +99,8 @@ def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
                 for p, value, version in parameters:
                     if p._version != version:
                         p.copy_(value)
-                for buffer, value in buffers:
-                    if not _same(buffer, value):
-                        buffer.copy_(value)
+            for owner, name, buffer in buffers:
+                owner[name] = buffer
             for p, grad, value in grads:
                 p.grad = grad
                 if grad is not None and value is not None and not _same(grad, value):
@@ -111,6 +110,23 @@ def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
             for p, flag in requires:
                 if p.requires_grad != flag:
                     p.requires_grad_(flag)
+
+
+def _lend_buffers(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """Let the module write to copies of its buffers, and say how to put the buffers themselves back.
+
+    Copies, and not copying back: batch normalisation keeps its running statistics in the graph of the gradient, which
+    a write from outside would spoil.
+    """
+    lent, copies = [], {}
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                lent.append((module._buffers, name, buffer))
+                copies.setdefault(id(buffer), buffer.detach().clone())
+    for owner, name, buffer in lent:
+        owner[name] = copies[id(buffer)]
+    return lent  # type: ignore[return-value]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
