@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RandomState", "derive_seed", "math_attention", "private_random", "seed_all", "untouched"]
+__all__ = ["RandomState", "derive_seed", "math_attention", "private_random", "second_order_kernels", "seed_all", "untouched"]
 
 RandomState = dict[str, Any]
 
@@ -66,9 +66,23 @@ def seed_all(seed: int) -> None:
 @contextmanager
 def math_attention() -> Iterator[None]:
     """Run attention by its plain formula, which has the second derivatives that the fused kernels lack."""
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def second_order_kernels(model: nn.Module) -> Iterator[None]:
+    """Run only kernels that can be differentiated twice: plain attention, no cuDNN for recurrent layers, no compilation.
+
+    cuDNN stays on for all other models: its convolutions can be differentiated twice, and are the fast ones.
+    """
     with ExitStack() as stack:
-        stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(math_attention())
+        modules = list(model.modules())
+        if any(isinstance(m, nn.RNNBase) for m in modules):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in modules):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 

@@ -1,15 +1,18 @@
 """A training's loss at one point, on fixed batches: loss, gradients, Hessian-vector products."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from gradoscope import tree
-from gradoscope.guard import derive_seed, math_attention, untouched
+from gradoscope.errors import CannotRun
+from gradoscope.guard import derive_seed, second_order_kernels, untouched
 from gradoscope.measurement import Cost
 
 __all__ = ["Objective", "flat"]
@@ -19,12 +22,10 @@ BatchLoss = Callable[[nn.Module, Any], Tensor]
 
 def flat(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
     """One vector from a list of tensors; a gradient that is None counts as zero."""
-    parts = []
+    parts, device = [], like[0].device
     for t, p in zip(tensors, like, strict=True):
-        if t is None:
-            parts.append(p.new_zeros(p.numel()))
-        else:
-            parts.append((t.coalesce().to_dense() if t.is_sparse else t).reshape(-1))
+        dense = p.new_zeros(p.numel()) if t is None else t.to_dense() if t.is_sparse else t
+        parts.append(dense.reshape(-1).to(device))
     return torch.cat(parts)
 
 
@@ -42,6 +43,12 @@ class Objective:
         mode: "train" measures the loss that the optimizer sees, "eval" the one that users report.
         seed: what masks are drawn from.
         context: a function giving a context manager around each pass.
+
+    Attributes:
+        method: "autograd", or "finite differences" where second derivatives cannot be had or were found wrong; `why` says which.
+        keep_graph: whether `hvp` keeps the gradient's graph; switched off where memory does not allow it.
+        difference_error: an upper estimate of the relative error of the finite differences so far, NaN before the first one.
+        cost: the passes spent so far.
 
     Example:
         >>> import torch
@@ -63,15 +70,27 @@ class Objective:
         seed: int = 0,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
+        model = getattr(model, "_orig_mod", model)  # compiled modules have no (or wrong) second derivatives
         self.model, self.batches, self.mode, self.seed = model, list(batches), mode, seed
         named = list(model.named_parameters()) if parameters is None else list(parameters)
         self.named: list[tuple[str, Tensor]] = [(n, p) for n, p in named if p.requires_grad]
         self.parameters = [p for _, p in self.named]
         self.dim = sum(p.numel() for p in self.parameters)
+        if not self.parameters or not self.batches:
+            what = "no parameter that requires a gradient" if not self.parameters else "no batch"
+            raise CannotRun(f"there is {what} to measure the loss with: expected at least one.")
         self.cost = Cost()
         self.method = "autograd"
+        self.why = ""
+        self.keep_graph = True
+        self.difference_error = math.nan
         self._loss, self._context = loss, context
-        self._graph: list[tuple[Tensor, ...]] | None = None
+        self._sizes = [p.numel() for p in self.parameters]
+        self._graphs: dict[int, tuple[Tensor | None, ...]] = {}
+        self._stamp: tuple[Any, ...] = ()
+        self._here: Tensor | None = None  # the gradient where the parameters stand, for finite differences
+        self._relative_step: float | None = None
+        self._no_grad = True
 
     @classmethod
     def of(cls, live: Any, batches: Sequence[Any], *, mode: Literal["train", "eval"] = "train", seed: int = 0) -> Self:
@@ -91,27 +110,42 @@ class Objective:
     def __repr__(self) -> str:
         return f"Objective({type(self.model).__name__}, dim={self.dim:,}, batches={len(self.batches)}, mode={self.mode!r})"
 
-    def _pass(self, k: int) -> Tensor:
-        """The loss of batch k under the guard of the caller."""
-        return self._loss(self.model, self.batches[k]).reshape(())
-
-    def _inside(self, k: int) -> ExitStack:
+    def inside(self, k: int) -> ExitStack:
+        """Everything that a pass over batch k must leave as it was, with the random streams seeded for it."""
         stack = ExitStack()
         stack.enter_context(untouched(self.model, seed=derive_seed(self.seed, k)))
         stack.enter_context(self._context())
         self.model.train(self.mode == "train")
         return stack
 
-    def _spend(self, k: int, forward: int, backward: int) -> None:
+    def batch_loss(self, k: int) -> Tensor:
+        """The loss of batch k as a tensor with its graph; call it within `inside(k)`."""
+        return self._loss(self.model, self.batches[k]).reshape(())
+
+    def spend(self, k: int, forward: int, backward: int) -> None:
+        """Count passes over batch k."""
         self.cost = self.cost + Cost(forward, backward, tree.rows(self.batches[k]) or 1)
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """A vector of shape (dim,) as tensors of the parameters' shapes, types and devices."""
+        return [v.reshape(p.shape).to(p) for v, p in zip(torch.split(vector, self._sizes), self.parameters, strict=True)]
 
     def losses(self) -> np.ndarray:
         """The loss of each batch, shape (K,), float64. Cost: K forward passes."""
         values = []
         for k in range(len(self.batches)):
-            with self._inside(k), torch.no_grad():
-                values.append(float(self._pass(k)))
-            self._spend(k, 1, 0)
+            if self._no_grad:
+                try:
+                    with self.inside(k), torch.no_grad():
+                        values.append(float(self.batch_loss(k)))
+                except RuntimeError as error:
+                    if "require grad" not in str(error):
+                        raise
+                    self._no_grad = False  # a loss that differentiates inside, as physics-informed ones do
+            if not self._no_grad:
+                with self.inside(k), torch.enable_grad():
+                    values.append(float(self.batch_loss(k).detach()))
+            self.spend(k, 1, 0)
         return np.array(values)
 
     def loss(self) -> float:
@@ -120,13 +154,24 @@ class Objective:
 
     def batch_gradient(self, k: int) -> Tensor:
         """The gradient of batch k, shape (dim,). Cost: one forward and one backward pass."""
-        with self._inside(k), torch.enable_grad():
-            loss = self._pass(k)
-            if not loss.requires_grad:
-                return torch.zeros(self.dim, dtype=self.parameters[0].dtype, device=self.parameters[0].device)
-            grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        self._spend(k, 1, 1)
+        with self.inside(k), torch.enable_grad():
+            grads = self._differentiate(self.batch_loss(k), create_graph=False)
+        self.spend(k, 1, 1)
         return flat(grads, self.parameters)
+
+    def _differentiate(self, loss: Tensor, *, create_graph: bool) -> tuple[Tensor | None, ...]:
+        """The gradient of a loss, None for each parameter that it does not depend on."""
+        if not loss.requires_grad:
+            return (None,) * len(self.parameters)
+        try:
+            return torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True)
+        except RuntimeError as error:
+            if "Checkpointing is not compatible" not in str(error):
+                raise
+            raise CannotRun(
+                "the model uses reentrant activation checkpointing, through which gradients cannot be measured without "
+                "touching .grad. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            ) from error
 
     def batch_gradients(self) -> Tensor:
         """The gradients of all batches, shape (K, dim). Cost: K forward and K backward passes."""
@@ -140,89 +185,162 @@ class Objective:
         return total / len(self.batches)
 
     def release(self) -> None:
-        """Drop the kept graph; call it after the parameters have moved."""
-        self._graph = None
+        """Free the kept graphs. They are also dropped by themselves once a parameter has changed."""
+        self._graphs.clear()
+        self._here, self._relative_step = None, None
 
-    def _build_graph(self) -> list[tuple[Tensor, ...]]:
-        """One differentiable gradient per batch, kept for all products: 1.5 to 2 times as fast as a fresh one each."""
-        if self._graph is None:
-            graph = []
-            for k in range(len(self.batches)):
-                with self._inside(k), math_attention(), torch.enable_grad():
-                    loss = self._pass(k)
-                    grads = torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)
-                self._spend(k, 1, 1)
-                graph.append(grads)
-            self._graph = graph
-        return self._graph
+    def point(self) -> tuple[Any, ...]:
+        """A stamp of where the parameters stand, which changes whenever one of them is written to."""
+        return (self.mode, *((p.data_ptr(), p._version) for p in self.model.parameters()))
+
+    def _check_point(self) -> None:
+        """Drop what was kept for other values of the parameters."""
+        stamp = self.point()
+        if stamp != self._stamp:
+            self.release()
+            self._stamp = stamp
+
+    def differentiable_gradient(self, k: int) -> tuple[Tensor | None, ...]:
+        """The gradient of batch k with its graph, kept for all products: 1.5 to 2 times as fast as a fresh one each."""
+        self._check_point()
+        if k in self._graphs:
+            return self._graphs[k]
+        with self.inside(k), second_order_kernels(self.model), torch.enable_grad():
+            grads = self._differentiate(self.batch_loss(k), create_graph=True)
+        self.spend(k, 1, 1)
+        if self.keep_graph:
+            self._graphs[k] = grads
+        return grads
 
     def hvp(self, vector: Tensor) -> Tensor:
         r"""The Hessian-vector product $\nabla^2 J(\theta)\,v$, shape (dim,).
 
-        The graph of the gradient is kept over calls until `release()`. Where an operation has no double backward, the
-        product falls back to central finite differences of gradients, and `method` says so.
+        The graph of the gradient is kept over calls until `release()` or until the parameters move. Where an operation
+        has no double backward, the product falls back to central finite differences of gradients, and `method` says so.
 
-        Cost: K double backward passes (the first call adds K forward and K backward passes).
+        Cost: K double backward passes (the first call adds K forward and K backward passes); by finite differences 2 K
+        forward and backward passes (up to 12 K where kinks are near; the first call adds K).
         """
-        if self.method == "autograd":
+        return self._batch_products(vector, mean=True)
+
+    def batch_hvps(self, vector: Tensor) -> Tensor:
+        r"""The products $\nabla^2 J_k(\theta)\,v$ of the batches one by one, shape (K, dim). Cost: as `hvp`."""
+        return self._batch_products(vector, mean=False)
+
+    def _batch_products(self, vector: Tensor, *, mean: bool) -> Tensor:
+        while self.method == "autograd":
             try:
-                return self._hvp_autograd(vector)
+                return self._gather(self._hvp_autograd, vector, mean=mean)
             except (RuntimeError, NotImplementedError) as error:
-                if "memory" in str(error).lower():
-                    raise
-                self.method = "finite differences"
-                self.release()
-        return self._hvp_difference(vector)
+                self._graphs.clear()
+                if not _out_of_memory(error):
+                    self.distrust(str(error).splitlines()[0])
+                elif self.keep_graph:
+                    self.keep_graph = False
+                else:
+                    self.distrust("not enough memory for second derivatives")
+        self._check_point()
+        if mean:
+            if self._here is None:
+                self._here = self.gradient()
+            return self._difference(self.gradient, self._here, vector)
+        return self._gather(lambda k, v: self._difference(lambda: self.batch_gradient(k), self.batch_gradient(k), v), vector, mean=False)
 
-    def _hvp_autograd(self, vector: Tensor) -> Tensor:
-        parts = [v.reshape(p.shape) for v, p in zip(vector.split([p.numel() for p in self.parameters]), self.parameters, strict=True)]
-        total: Tensor | None = None
-        for k, grads in enumerate(self._build_graph()):
-            used = [(g, v) for g, v in zip(grads, parts, strict=True) if g is not None and g.requires_grad]
-            if used:
-                with math_attention():
-                    product = torch.autograd.grad(
-                        [g for g, _ in used], self.parameters, [v for _, v in used], retain_graph=True, allow_unused=True
-                    )
-                piece = flat(product, self.parameters)
-            else:
-                piece = torch.zeros_like(vector)  # a loss that is linear in the parameters
-            self._spend(k, 0, 2)
-            total = piece if total is None else total + piece
-        assert total is not None
-        return total / len(self.batches)
+    def _gather(self, product: Callable[[int, Tensor], Tensor], vector: Tensor, *, mean: bool) -> Tensor:
+        count = len(self.batches)
+        if not mean:
+            return torch.stack([product(k, vector) for k in range(count)])
+        total = product(0, vector)
+        for k in range(1, count):
+            total = total + product(k, vector)
+        return total / count
 
-    def _hvp_difference(self, vector: Tensor) -> Tensor:
-        r"""Central difference $(g(\theta+hv)-g(\theta-hv))/2h$ with the step that balances rounding and truncation."""
+    def distrust(self, why: str) -> None:
+        """Take finite differences from now on, for the reason given."""
+        self.method, self.why = "finite differences", why
+        self._graphs.clear()
+
+    def _hvp_autograd(self, k: int, vector: Tensor) -> Tensor:
+        grads = self.differentiable_gradient(k)
+        used = [(g, v) for g, v in zip(grads, self.split(vector), strict=True) if g is not None and g.requires_grad]
+        if not used:
+            return torch.zeros_like(vector)  # a loss that is linear in the parameters
+        # Under the guard: activation checkpointing runs the forward pass again in here.
+        with self.inside(k), second_order_kernels(self.model):
+            product = torch.autograd.grad(
+                [g for g, _ in used],
+                self.parameters,
+                [v.to_sparse() if g.is_sparse else v for g, v in used],
+                retain_graph=self.keep_graph,
+                allow_unused=True,
+            )
+        self.spend(k, 0, 2)
+        return flat(product, self.parameters).to(vector.dtype)
+
+    def _difference(self, gradient: Callable[[], Tensor], here: Tensor, vector: Tensor) -> Tensor:
+        r"""Central difference $(g(\theta+hv)-g(\theta-hv))/2h$ at the first step h whose second difference is small.
+
+        $|g(\theta+hv)-2g(\theta)+g(\theta-hv)|$ relative to the first difference is large where truncation, rounding or a
+        kink (ReLU) between the two points spoils the result; other steps are tried then, and the best is taken.
+        """
         norm = float(vector.norm())
-        if norm == 0:
-            return torch.zeros_like(vector)
-        theta = flat([p.detach() for p in self.parameters], self.parameters)
-        epsilon = torch.finfo(theta.dtype).eps
-        h = epsilon ** (1 / 3) * max(1.0, float(theta.norm())) / norm
-        try:
-            self._set(theta + h * vector)
-            ahead = self.gradient()
-            self._set(theta - h * vector)
-            behind = self.gradient()
-        finally:
-            self._set(theta)
-        return (ahead - behind) / (2 * h)
+        if norm == 0 or not math.isfinite(norm):
+            return vector * 0
+        theta = self.theta()
+        root = torch.finfo(theta.dtype).eps ** (1 / 3)
+        start = self._relative_step or 0.3 * root
+        best: tuple[float, float, Tensor] | None = None
+        for factor in (1, 1 / 4, 1 / 16, 1 / 64, 4, 16):
+            h = start * factor * max(1.0, float(theta.norm())) / norm
+            with self.moved(theta + h * vector):
+                ahead = gradient()
+            with self.moved(theta - h * vector):
+                behind = gradient()
+            first = ahead - behind
+            size = float(first.norm())
+            error = float((ahead - 2 * here + behind).norm()) / size if size > 0 else 0.0
+            if best is None or not error >= best[0]:
+                best = (error, start * factor, first / (2 * h))
+            if not error > min(0.03, 30 * root):
+                break
+        assert best is not None
+        previous = 0.0 if math.isnan(self.difference_error) else self.difference_error
+        self.difference_error, self._relative_step = max(previous, best[0]), best[1]
+        return best[2].to(vector.dtype)
 
     def _set(self, theta: Tensor) -> None:
         with torch.no_grad():
-            for p, value in zip(self.parameters, theta.split([p.numel() for p in self.parameters]), strict=True):
-                p.copy_(value.reshape(p.shape))
+            for p, value in zip(self.parameters, self.split(theta), strict=True):
+                p.copy_(value)
+
+    @contextmanager
+    def moved(self, theta: Tensor) -> Iterator[None]:
+        """The parameters at `theta` inside, afterwards the same bits as before.
+
+        As the bits are the same, so may be the version counters: graphs that were made before, the kept ones here and a
+        user's own between forward and backward, stay valid.
+        """
+        kept = [p.detach().clone() for p in self.parameters]
+        with ExitStack() as stack:
+            for p in self.parameters:
+                stack.enter_context(_unsafe_preserve_version_counter(p))
+            try:
+                self._set(theta)
+                yield
+            finally:
+                with torch.no_grad():
+                    for p, value in zip(self.parameters, kept, strict=True):
+                        p.copy_(value)
 
     def at(self, theta: Tensor) -> np.ndarray:
-        """The losses of all batches at the parameters `theta`, shape (K,); the model's own are put back."""
-        kept = self.theta()
-        try:
-            self._set(theta)
+        """The losses of all batches at the parameters `theta`, shape (K,); the model's own are put back. Cost: K forward passes."""
+        with self.moved(theta):
             return self.losses()
-        finally:
-            self._set(kept)
 
     def theta(self) -> Tensor:
         """A copy of the parameters as one vector, shape (dim,)."""
         return flat([p.detach().clone() for p in self.parameters], self.parameters)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)

@@ -1,0 +1,107 @@
+"""What watching may cost: it measures its own time against the training's and says when the next look is affordable."""
+
+import math
+import statistics
+from collections import defaultdict, deque
+from typing import Literal
+
+__all__ = ["Budget", "Kind"]
+
+# "light": loss, gradient norm, learning rates. "full": also per layer, and how far the weights moved.
+# "checkpoint": also a copy of the whole state.
+Kind = Literal["light", "full", "checkpoint"]
+
+SAFETY = 0.8  # what the timers cannot see: cold caches, the slower call of a module that has hooks
+LIGHT_SHARE = 0.7  # of the budget; the rest is kept for the rare heavy looks, which would else never be affordable
+HOOK_SECONDS = 1e-6  # what a step costs that is only counted
+OUTLIER = 5.0  # a step that took this many times the median was a pause (a validation, a debugger), no training
+
+
+class Budget:
+    r"""Keeps $\sum_i c_i \le b \cdot T$: own costs c, the training's own time T, and the share b that the user sets.
+
+    Args:
+        share: b, e.g. 0.05; infinity looks at every step, 0 only at the first.
+
+    Example:
+        >>> budget = Budget(0.05)
+        >>> budget.spend("light", 0.001)
+        >>> budget.trained(10, seconds=0.01)
+        >>> budget.affordable("light"), budget.wait("light") > 50
+        (False, True)
+        >>> budget.trained(100, seconds=0.1)
+        >>> budget.affordable("light")
+        True
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.training = 0.0  # seconds of the training itself
+        self._spent = {"light": 0.0, "heavy": 0.0}
+        self._costs: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=5))
+        self._pace: deque[float] = deque(maxlen=9)
+
+    def __repr__(self) -> str:
+        return f"Budget(share={self.share:g}, overhead={self.overhead:.3g})"
+
+    @property
+    def spent(self) -> float:
+        """Seconds that watching took."""
+        return sum(self._spent.values())
+
+    @property
+    def overhead(self) -> float:
+        """Seconds that watching took, per second of training."""
+        return self.spent / self.training if self.training > 0 else 0.0
+
+    @property
+    def step_seconds(self) -> float:
+        """The median time of a step, without what watching took."""
+        return statistics.median(self._pace) if self._pace else 0.0
+
+    def spend(self, kind: Kind, seconds: float) -> None:
+        """Note what one look has cost."""
+        self._spent[_account(kind)] += seconds
+        self._costs[kind].append(seconds)
+
+    def trained(self, steps: int, seconds: float) -> None:
+        """Note that `steps` steps took `seconds`, own costs left out; a pause counts no more than a slow step."""
+        if steps < 1:
+            return
+        pace = max(seconds, 0.0) / steps
+        if len(self._pace) >= 3:
+            pace = min(pace, OUTLIER * self.step_seconds)
+        self._pace.append(pace)
+        self.training += pace * steps
+        self._spent["light"] += HOOK_SECONDS * steps
+
+    def affordable(self, kind: Kind) -> bool:
+        """Whether one more look of this kind keeps within the budget; the first one always is."""
+        return self._missing(kind) <= 0
+
+    def wait(self, kind: Kind) -> int:
+        """How many steps to train until a look of this kind is affordable, at least 1."""
+        pace = self._allowance(kind) * self.step_seconds - (HOOK_SECONDS if kind == "light" else 0.0)
+        if pace <= 0:
+            return 1 << 20
+        return max(1, min(math.ceil(self._missing(kind) / pace), 1 << 20))
+
+    def _allowance(self, kind: Kind) -> float:
+        return SAFETY * self.share * (LIGHT_SHARE if kind == "light" else 1 - LIGHT_SHARE)
+
+    def _missing(self, kind: Kind) -> float:
+        """Seconds of own cost that the budget still lacks for one more look."""
+        if math.isinf(self.share):
+            return 0.0
+        costs = self._costs[kind]
+        if not costs:
+            # Not tried yet: at least as much as what it contains.
+            known = [statistics.median(c) for c in self._costs.values() if c]
+            cost = 2 * max(known, default=0.0)
+        else:
+            cost = statistics.median(costs)
+        return self._spent[_account(kind)] + cost - self._allowance(kind) * self.training
+
+
+def _account(kind: Kind) -> str:
+    return "light" if kind == "light" else "heavy"

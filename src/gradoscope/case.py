@@ -1,0 +1,466 @@
+"""The evidence of one training: its own run, what is measured on it, and the forks, each made once and when asked for."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from gradoscope import tree
+from gradoscope.batches import Batches, make_batches
+from gradoscope.diagnosis import Counterfactual
+from gradoscope.errors import GradoscopeError
+from gradoscope.guard import derive_seed
+from gradoscope.levels import levels
+from gradoscope.loop import advance, prepare
+from gradoscope.objective import Objective
+from gradoscope.probe import Probe
+from gradoscope.remedies import Remedy
+from gradoscope.state import State
+from gradoscope.training import Live, Training
+
+__all__ = ["Case", "Trace"]
+
+POINTS = 20  # probe points along a run
+TAIL = 3  # the last probe points whose mean is a run's result: one point alone is one draw of the batch noise
+
+
+@dataclass
+class Trace:
+    """What one run of a training did.
+
+    Attributes:
+        start: the step it began at.
+        done: the step it ended at.
+        probe: (step, part losses) points on the training probe.
+        validation: the same on the validation probe, empty without one.
+        batch_loss: the loss of every step's own batch.
+        gradient_norm: the norm of every step's gradient.
+        states: the states that were kept, by step.
+        broke: the first step whose loss was not finite, or None.
+        where: the layer in which NaN or infinity was first seen.
+    """
+
+    start: int
+    done: int = 0
+    probe: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    validation: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    metric: list[tuple[int, float]] = field(default_factory=list)
+    batch_loss: list[float] = field(default_factory=list)
+    gradient_norm: list[float] = field(default_factory=list)
+    states: dict[int, State] = field(default_factory=dict)
+    broke: int | None = None
+    where: str = ""
+    seconds: float = 0.0
+    failed: str = ""
+
+    def curve(self, which: str = "probe") -> tuple[tuple[int, float], ...]:
+        """(step, mean loss) points."""
+        return tuple((step, float(np.mean(v))) for step, v in getattr(self, which))
+
+    def result(self, which: str = "probe") -> np.ndarray:
+        """The part losses at the end: the mean over the last few points; infinite where the run broke."""
+        points = getattr(self, which)
+        tail = [v for step, v in points if step > self.start][-TAIL:] or [points[-1][1]]
+        if self.broke is not None:
+            return np.full_like(points[0][1], math.inf)
+        return np.nan_to_num(np.mean(tail, axis=0), nan=math.inf, posinf=math.inf)
+
+
+class Case:
+    """Everything that obstacles may ask about one training; nothing is measured twice.
+
+    Args:
+        training: what is diagnosed.
+        seed: seeds the order of data, the probes and every measurement.
+        device: where to run, by default where the model is.
+        counterfactuals: whether forks may be run.
+        progress: called with (text, share done).
+        limit: seconds that forks may take together; None sets it from the training's own time.
+        start: the state to begin from, by default the training's own start.
+        steps: how many steps the unchanged run takes from there, by default the training's.
+        initial: the loss at the very start of a training that begins from a later state.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        counterfactuals: bool = True,
+        progress: Callable[[str, float], None] | None = None,
+        limit: float | None = None,
+        start: State | None = None,
+        steps: int | None = None,
+        initial: float | None = None,
+    ) -> None:
+        self.training, self.seed, self.device = training, seed, device
+        self.counterfactuals = counterfactuals
+        self.notes: list[str] = []
+        self._progress, self._limit, self._start, self._initial = progress, limit, start, initial
+        self.first = start.step if start is not None else 0
+        self.steps = steps or training.steps
+        self._traces: dict[tuple[str, int, int], Trace] = {}
+        self._validated: dict[str, Counterfactual] = {}
+        self._memo: dict[Any, Any] = {}
+        self.batches: Batches = make_batches(
+            training.data, training.batch_size, derive_seed(seed, 101), shuffle=training.shuffle
+        )
+        self.validation = (
+            None
+            if training.validation is None
+            else make_batches(training.validation, training.batch_size, derive_seed(seed, 106), shuffle=False)
+        )
+        self.seconds_baseline = 0.0
+        self.seconds_forks = 0.0
+        self.began = time.perf_counter()
+
+    # ---- runs -------------------------------------------------------------------------------------------------------
+
+    def tell(self, text: str, done: float = 0.0) -> None:
+        """Report progress."""
+        if self._progress is not None:
+            self._progress(text, done)
+
+    @contextmanager
+    def live(self, step: int | None = None, training: Training | None = None) -> Any:
+        """A live copy of the training, at a kept state where `step` is given."""
+        with Live.of(training or self.training, seed=self.seed, device=self.device, batches=self.batches) as live:
+            if step is not None:
+                self.baseline.states[step].restore(live)
+            elif self._start is not None:
+                self._start.restore(live)
+            live.model.train()
+            yield live
+
+    @property
+    def baseline(self) -> Trace:
+        """The unchanged run, from its first step to its last."""
+        if "baseline" not in self._memo:
+            self.tell("training as given", 0.02)
+            with Live.of(self.training, seed=self.seed, device=self.device, batches=self.batches) as live:
+                if self._start is not None:
+                    self._start.restore(live)
+                self._memo["probes"] = self._make_probes(live)
+                trace = self._run(live, self.first, self.steps, keep=True, tell=True)
+            self._memo["baseline"] = trace
+            self.seconds_baseline = trace.seconds
+            if self._limit is None:
+                # At most the training's own cost, or what makes a whole diagnosis of a short one last under a minute.
+                self._limit = max(45.0, trace.seconds)
+        return self._memo["baseline"]  # type: ignore[no-any-return]
+
+    @property
+    def probes(self) -> tuple[Probe, Probe | None]:
+        """The training probe and the validation probe."""
+        self.baseline  # noqa: B018 - makes them
+        return self._memo["probes"]  # type: ignore[no-any-return]
+
+    def _make_probes(self, live: Live) -> tuple[Probe, Probe | None]:
+        per_step = self.batches.batch_size or 1
+        # A probe is passed forward some 20 times: a tenth of the training's own examples, in 256 to 2,048 rows.
+        rows = int(np.clip(self.steps * per_step * self.training.accumulate / (10 * POINTS), 256, 2048))
+        train = Probe(self.training, self.batches.sample(rows, "probe"), "train")
+        if self.validation is None:
+            return train, None
+        return train, Probe(self.training, self.validation.sample(2048, "probe"), "eval")
+
+    def _run(self, live: Live, start: int, steps: int, *, keep: bool = False, tell: bool = False, stop_above: float = math.inf) -> Trace:
+        train, validation = self._memo["probes"]
+        trace = Trace(start)
+        marks = sorted({start + round(steps * i / POINTS) for i in range(1, POINTS + 1)})
+        keeps = {start + round(steps * share) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)} if keep else set()
+
+        def look(step: int) -> None:
+            trace.probe.append((step, train.losses(live)))
+            if validation is not None:
+                trace.validation.append((step, validation.losses(live)))
+            if step in keeps:
+                trace.states[step] = State.capture(live, step)
+
+        def watch(live: Live, i: int, loss: float) -> bool:
+            trace.batch_loss.append(loss)
+            if keep:
+                grads = [p.grad for _, p in live.trainable() if p.grad is not None and not p.grad.is_sparse]
+                trace.gradient_norm.append(float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0)
+            if not math.isfinite(loss):
+                trace.broke = i
+                return True
+            if i + 1 in marks:
+                look(i + 1)
+                if tell:
+                    self.tell("training as given", 0.02 + 0.3 * (i + 1 - start) / steps)
+                value = float(np.mean(trace.probe[-1][1]))
+                if not math.isfinite(value):
+                    trace.broke = i
+                return not math.isfinite(value) or value > stop_above
+            return False
+
+        wall = time.perf_counter()
+        look(start)
+        trace.done = advance(live, start, steps, [watch])
+        if trace.done < start + steps and trace.broke is None:
+            trace.broke = trace.done  # stopped for having risen beyond all bounds
+        if trace.broke is not None and keep:
+            trace.where = _not_finite(live)
+        trace.seconds = time.perf_counter() - wall
+        return trace
+
+    def budget_left(self) -> float:
+        """Seconds that forks may still take."""
+        return (self._limit or 0.0) - self.seconds_forks
+
+    # ---- levels -------------------------------------------------------------------------------------------------------
+
+    @property
+    def constant(self) -> float | None:
+        """The loss of the best constant answer, where it is known."""
+        return self._levels()[0]
+
+    @property
+    def attainable(self) -> float | None:
+        """A lower bound of the loss, where it is known."""
+        return self._levels()[1]
+
+    def _levels(self) -> tuple[float | None, float | None]:
+        if "levels" not in self._memo:
+            with self.live() as live:
+                self._memo["levels"] = levels(live)
+        return self._memo["levels"]  # type: ignore[no-any-return]
+
+    @property
+    def initial(self) -> float:
+        """The training loss at the start."""
+        return self._initial if self._initial is not None else float(np.mean(self.baseline.probe[0][1]))
+
+    @property
+    def best(self) -> float:
+        """The lowest training loss that any run ended at or passed through."""
+        runs = [self.baseline, *self._traces.values()]
+        values = [float(np.mean(v)) for run in runs if not run.failed for _, v in run.probe]
+        finite = [v for v in values if math.isfinite(v)]
+        return min(finite) if finite else math.inf
+
+    def capped(self, parts: np.ndarray) -> np.ndarray:
+        """Part losses of a run, none of which counts as more than its start plus all there was to remove.
+
+        A run that has diverged is as bad as one that went as far up as the best went down: how far up says nothing.
+        """
+        first = self.baseline.probe[0][1]
+        first = np.where(np.isfinite(first), first, self.start_level)
+        return np.minimum(parts, first + self.scale)
+
+    @property
+    def start_level(self) -> float:
+        """The level that progress is counted from: the start, or twice the constant answer's loss if that is lower."""
+        start = self.initial
+        floor = self.attainable if self.attainable is not None else min(self.best, 0.0) if math.isfinite(self.best) else 0.0
+        if self.constant is not None:
+            twice = floor + 2 * (self.constant - floor)
+            start = min(start, twice) if math.isfinite(start) else twice
+        return start if math.isfinite(start) else 1.0
+
+    @property
+    def scale(self) -> float:
+        """All the loss that there was to remove: from where progress is counted to the best level reached."""
+        reached = min(self.best, self.start_level)
+        return max(self.start_level - reached, 1e-12 * max(1.0, abs(self.start_level)))
+
+    @property
+    def final(self) -> float:
+        """The training loss that the unchanged run ended at."""
+        return float(np.mean(self.capped(self.baseline.result())))
+
+    @property
+    def shortfall(self) -> float:
+        """The share of all there was to remove that the unchanged run left, against the best run so far."""
+        return (self.final - min(self.best, self.final)) / self.scale
+
+    @property
+    def headroom(self) -> float | None:
+        """The largest shortfall that any remedy could reveal: against the attainable loss; None where that is unknown."""
+        if self.attainable is None:
+            return None
+        whole = self.start_level - self.attainable
+        return (self.final - self.attainable) / whole if whole > 0 else 0.0
+
+    # ---- forks --------------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, share: float) -> int:
+        """The kept state nearest to this share of the run (that was reached)."""
+        steps = sorted(self.baseline.states)
+        return min(steps, key=lambda s: abs(s - self.first - share * self.steps))
+
+    def trial(self, remedy: Remedy, *, start: int | None = None, steps: int | None = None) -> Counterfactual:
+        """Fork the training at `start` under a remedy and compare it with the unchanged run.
+
+        Args:
+            remedy: the change.
+            start: the step at which the two part, by default the first; changes that need a start leave it so.
+            steps: how many steps the fork takes, by default all that the training has left.
+        """
+        if start is None:
+            start = self.first
+        if steps is None:
+            steps = self.first + self.steps - start
+        key = (remedy.name, start, steps)
+        if key not in self._traces:
+            self.tell(f"trying {remedy.name}", 0.35 + 0.6 * min(1.0, self.seconds_forks / max(1e-9, self._limit or 1.0)))
+            self._remedies[key] = remedy
+            self._traces[key] = self._fork(remedy, start, steps)
+        return self._compare(remedy, key)
+
+    def _fork(self, remedy: Remedy, start: int, steps: int) -> Trace:
+        began = time.perf_counter()
+        changed = remedy(self.training)
+        state = self.baseline.states[start]
+        trace = Trace(start)
+        try:
+            with Live.of(changed, seed=self.seed, device=self.device, batches=self.batches) as live:
+                prepare(live, state)
+                trace = self._run(live, start, steps, stop_above=self.start_level + 10 * self.scale)
+        except (GradoscopeError, RuntimeError, ValueError, AssertionError) as error:
+            trace.failed = f"{type(error).__name__}: {error}"
+            trace.probe = trace.probe or [self.baseline.probe[0]]
+            trace.validation = trace.validation or self.baseline.validation[:1]
+        self.seconds_forks += time.perf_counter() - began
+        return trace
+
+    def _compare(self, remedy: Remedy, key: tuple[str, int, int]) -> Counterfactual:
+        trace = self._traces[key]
+        unchanged, changed = self.capped(self.baseline.result()), self.capped(trace.result())
+        difference, se = paired(unchanged, changed)
+        excess = max(self.final - min(self.best, self.final), 1e-12 * max(1.0, abs(self.final)))
+        t = float(stats.t.ppf(0.975, max(1, len(unchanged) - 1)))
+        low, high = difference - t * se, difference + t * se
+        if trace.failed:
+            difference, se, low, high = 0.0, math.nan, 0.0, 0.0
+        ratio = math.prod(c.batches_per_step() for c in (remedy,))
+        return Counterfactual(
+            remedy=remedy.name,
+            explanation=remedy.explanation,
+            start=key[1],
+            steps=key[2],
+            gain=difference / excess,
+            interval=(low / excess, high / excess),
+            difference=difference,
+            difference_se=se,
+            shortfall=difference / self.scale,
+            shortfall_interval=(low / self.scale, high / self.scale),
+            loss_before=float(np.mean(trace.probe[0][1])),
+            loss_unchanged=float(np.mean(unchanged)),
+            loss_remedy=float(np.mean(changed)),
+            examples_ratio=float(ratio),
+            curve=trace.curve(),
+            baseline_curve=tuple(p for p in self.baseline.curve() if p[0] >= key[1]),
+            failed=trace.failed,
+            code=remedy.code,
+        )
+
+    def validate(self, remedy: Remedy, parts: slice = slice(None)) -> Counterfactual:
+        """Train under a remedy from the start and compare the validation losses at the end.
+
+        Args:
+            remedy: the change.
+            parts: the validation parts that judge, where the others went into the training.
+        """
+        key = (remedy.name, self.first, self.steps)
+        if key not in self._traces:
+            self._remedies[key] = remedy
+            self.tell(f"trying {remedy.name}", 0.35 + 0.6 * min(1.0, self.seconds_forks / max(1e-9, self._limit or 1.0)))
+            self._traces[key] = self._fork(remedy, self.first, self.steps)
+        trace = self._traces[key]
+        return self.judge_validation(remedy, trace.result("validation")[parts], trace.curve("validation"), parts, trace.failed)
+
+    def judge_validation(
+        self, remedy: Remedy, changed: np.ndarray, curve: tuple[tuple[int, float], ...], parts: slice, failed: str = ""
+    ) -> Counterfactual:
+        """A comparison of validation losses; its scale is the gap between validation and training at the end."""
+        unchanged = self.baseline.result("validation")[parts]
+        difference, se = paired(unchanged, changed)
+        gap = max(float(np.mean(unchanged)) - self.final, 1e-12)
+        t = float(stats.t.ppf(0.975, max(1, len(unchanged) - 1)))
+        low, high = difference - t * se, difference + t * se
+        judged = Counterfactual(
+            remedy=remedy.name, explanation=remedy.explanation, start=self.first, steps=self.steps,
+            gain=difference / gap, interval=(low / gap, high / gap), difference=difference, difference_se=se,
+            shortfall=difference / gap, shortfall_interval=(low / gap, high / gap),
+            loss_before=float(np.mean(self.baseline.validation[0][1][parts])), loss_unchanged=float(np.mean(unchanged)),
+            loss_remedy=float(np.mean(changed)), examples_ratio=1.0, curve=curve,
+            baseline_curve=self.baseline.curve("validation"), on="validation", failed=failed, code=remedy.code,
+        )  # fmt: skip
+        self._validated[remedy.name] = judged
+        return judged
+
+    def trials(self) -> tuple[Counterfactual, ...]:
+        """Every fork that was run, compared at the levels that are known now."""
+        on_training = [
+            self._compare(remedy, key)
+            for key, remedy in self._remedies.items()
+            if key in self._traces and remedy.name not in self._validated
+        ]
+        return (*on_training, *self._validated.values())
+
+    @property
+    def _remedies(self) -> dict[tuple[str, int, int], Remedy]:
+        return self._memo.setdefault("remedies", {})  # type: ignore[no-any-return]
+
+    # ---- measurements ---------------------------------------------------------------------------------------------------
+
+    def measure(self, name: str, step: int, function: Callable[[Live], Any]) -> Any:
+        """The result of `function` on a live copy at a kept state, memoised by (name, step)."""
+        key = (name, step)
+        if key not in self._memo:
+            self.tell(f"measuring {name}", 0.34)
+            with self.live(step) as live:
+                self._memo[key] = function(live)
+        return self._memo[key]
+
+    @property
+    def taken(self) -> set[Any]:
+        """The (name, step) keys of the measurements taken so far."""
+        return {key for key in self._memo if isinstance(key, tuple)}
+
+    def objective(self, live: Live, rows: int = 512, stream: str = "fresh") -> Objective:
+        """The training's loss on fixed examples at the point where `live` stands."""
+        return Objective.of(live, self.batches.sample(rows, stream), seed=7)
+
+
+def paired(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Mean and standard error of a - b over pairs."""
+    d = np.asarray(a) - np.asarray(b)
+    return float(d.mean()), float(d.std(ddof=1) / math.sqrt(len(d))) if len(d) > 1 else 0.0
+
+
+def _not_finite(live: Live) -> str:
+    """The first place, in the order of the model, where a value is not finite."""
+    for kind, named in (("parameter", live.model.named_parameters()), ("buffer", live.model.named_buffers())):
+        for name, t in named:
+            if t.is_floating_point() and not bool(t.detach().isfinite().all()):
+                return f"{kind} {name}"
+    found: list[str] = []
+
+    def hook(name: str) -> Any:
+        def check(module: Any, inputs: Any, output: Any) -> None:
+            if not found and any(t.is_floating_point() and not bool(t.isfinite().all()) for t in tree.leaves(output) if isinstance(t, Tensor)):
+                found.append(f"output of {name or 'the model'}")
+
+        return check
+
+    handles = [m.register_forward_hook(hook(n)) for n, m in live.model.named_modules() if not list(m.children())]
+    try:
+        with torch.no_grad():
+            live.loss(live.batches.sample(64, "fresh")[0])
+    except Exception:  # whatever fails here failed in the training too; the place is extra
+        return ""
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "the loss"

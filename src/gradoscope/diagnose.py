@@ -1,0 +1,200 @@
+"""From a training to a diagnosis: what is asked in which order, what rules what out, and how findings are ranked."""
+
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from gradoscope import readings, series
+from gradoscope import thresholds as T
+from gradoscope.case import Case
+from gradoscope.diagnosis import Diagnosis, Evidence, Finding, Health, Verdict
+from gradoscope.obstacles import Mechanism, Obstacle, all_obstacles, evidence
+from gradoscope.remedies.step_size import StepSize
+from gradoscope.training import Training
+
+__all__ = ["diagnose"]
+
+Progress = Callable[[str, float], None]
+
+
+def diagnose(
+    training: Training,
+    *,
+    seed: int = 0,
+    counterfactuals: bool = True,
+    budget: float = 0.05,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Find out what obstructs a training, on a copy of it: what was handed in is afterwards what it was.
+
+    Args:
+        training: what to diagnose.
+        seed: of the data order, the probes and every measurement.
+        counterfactuals: whether to try remedies on forks; without them no obstacle can be found present.
+        budget: the share of a live training's time that watching may take; told in the report for recorded runs.
+        device: where to run, by default where the model is.
+        progress: called with (text, share done).
+
+    Returns:
+        The verdict with ranked findings, the evidence and every experiment.
+
+    Raises:
+        CannotRun: where the training cannot be run as given; the message says how to mend it.
+
+    Cost: the training once, and forks of it for at most as long again (or 45 seconds, if that is more).
+    """
+    case = Case(training, seed=seed, device=device, counterfactuals=counterfactuals, progress=progress)
+    return examine(case, budget=budget)
+
+
+def examine(case: Case, *, budget: float = 0.05, provenance: dict[str, Any] | None = None) -> Diagnosis:
+    """Run every obstacle on a case and put the diagnosis together."""
+    began = time.perf_counter()
+    _ = case.baseline
+    known: dict[str, Finding] = {}
+    if case.counterfactuals and not little_to_gain(case) and case.baseline.broke is None:
+        # A fixed set of alternatives: without it, nobody knows how well the training could have ended.
+        for factor in (0.1, 10.0):
+            case.trial(StepSize(factor))
+    obstacles = all_obstacles()
+    for i, obstacle in enumerate(obstacles):
+        case.tell(f"examining {obstacle.name}", 0.35 + 0.55 * i / len(obstacles))
+        known[obstacle.name] = _examine(obstacle, case, known)
+    health = judge_health(case, known)
+    findings = ranked(list(known.values()))
+    verdict = judge(findings, health)
+    case.tell("drawing", 0.95)
+    drawn = series.collect(case)
+    case.tell("done", 1.0)
+    return Diagnosis(
+        name=case.training.name,
+        verdict=verdict,
+        findings=findings,
+        healthy=health,
+        counterfactuals=case.trials(),
+        notes=tuple(case.notes),
+        cost={
+            "training_seconds": case.seconds_baseline,
+            "counterfactual_seconds": case.seconds_forks,
+            "total_seconds": time.perf_counter() - began,
+            "ratio": (time.perf_counter() - began) / max(case.seconds_baseline, 1e-9),
+            "forks": len(case.trials()),
+        },
+        provenance=_provenance(case, budget) | (provenance or {}),
+        series=drawn,
+    )
+
+
+def little_to_gain(case: Case) -> bool:
+    """Whether even the lowest loss that any output could get is not materially below what the training reached."""
+    headroom = case.headroom
+    return headroom is not None and headroom < T.MINOR and case.baseline.broke is None
+
+
+def _examine(obstacle: Obstacle, case: Case, known: dict[str, Finding]) -> Finding:
+    if obstacle.about == "training" and little_to_gain(case):
+        headroom = case.headroom or 0.0
+        says = f"the training removed {1 - headroom:.1%} of all the loss that any model could; {headroom:.1%} is left"
+        return obstacle.finding(
+            "absent", 0.97, "nothing material is left to gain", Mechanism(False, evidence=[evidence("headroom", headroom, says, supports=False)])
+        )
+    try:
+        return obstacle.examine(case, known)
+    except (RuntimeError, ValueError, NotImplementedError, np.linalg.LinAlgError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return obstacle.finding("undetermined", 0.5, "a measurement failed", Mechanism(None), missing=[f"a measurement that failed ({reason})"])
+
+
+def judge_health(case: Case, known: dict[str, Finding]) -> Health:
+    """Healthy: it progresses as well as its alternatives do, or has converged at the best known level."""
+    present = [f for f in known.values() if f.status == "present"]
+    found: list[Evidence] = []
+    share = case.shortfall
+    removed = (case.start_level - case.final) / max(case.start_level - min(case.best, case.final), 1e-12)
+    start, end = case.initial, case.final
+    drop = _drop(case)
+    progressed = drop is not None and drop.p is not None and drop.p < T.ALPHA and end < start
+    if drop is not None:
+        found.append(Evidence(drop, f"the loss went from {start:.4g} to {end:.4g}", supports=progressed))
+    headroom = case.headroom
+    if headroom is not None:
+        found.append(evidence("headroom", headroom, f"{headroom:.1%} of what any model could remove is left", supports=headroom < T.MINOR))
+    tried = [c for c in case.trials() if c.on == "training" and not c.failed]
+    if tried:
+        best = max(tried, key=lambda c: c.shortfall)
+        says = f"the best of {len(tried)} alternatives, {best.remedy}, gains {max(0.0, best.shortfall):.0%} of all there was to remove"
+        found.append(evidence("best_alternative", best.shortfall, says, supports=best.shortfall < T.MINOR))
+    if present:
+        return Health(False, present[0].confidence, f"{present[0].obstacle} is present", tuple(found))
+    if case.baseline.broke is not None:
+        return Health(False, 0.99, f"the loss is not finite at step {case.baseline.broke}", tuple(found))
+    if not progressed:
+        return Health(None, 0.5, "it made no progress, and no cause could be confirmed", tuple(found), ("the cause of the standstill",))
+    if headroom is not None and headroom < T.MINOR:
+        return Health(True, 0.97, f"It removed {1 - headroom:.0%} of all the loss that any model could.", tuple(found))
+    if not case.counterfactuals:
+        return Health(None, 0.5, "it progresses; whether it could do materially better was not tried", tuple(found), ("counterfactual",))
+    if share < T.MINOR:
+        return Health(True, 0.9, f"The loss went from {start:.4g} to {end:.4g}, and none of {len(tried)} alternatives ends materially lower.", tuple(found))
+    return Health(None, 0.5, f"an alternative ends {share:.0%} lower, but no cause could be confirmed", tuple(found),
+                  (f"the cause of a shortfall of {share:.0%}; it removed {removed:.0%} of what the best alternative does",))  # fmt: skip
+
+
+def _drop(case: Case) -> Any:
+    from gradoscope.measurement import Measurement
+
+    first, last = case.baseline.probe[0][1], case.baseline.result()
+    d = first - last
+    if len(d) < 2 or not np.isfinite(d).all():
+        value = float(np.mean(d)) if np.isfinite(d).all() else math.nan
+        return Measurement("loss_drop", value, unit="loss", p=0.0 if value > 0 else 1.0)
+    se = float(d.std(ddof=1) / math.sqrt(len(d)))
+    p = float(stats.t.sf(float(d.mean()) / se, len(d) - 1)) if se > 0 else (0.0 if d.mean() > 0 else 1.0)
+    return Measurement("loss_drop", float(d.mean()), se=se, n=len(d), unit="loss", p=p)
+
+
+def ranked(findings: list[Finding]) -> tuple[Finding, ...]:
+    """Present first by gain, then undetermined, then absent."""
+    order = {"present": 0, "undetermined": 1, "absent": 2}
+    return tuple(sorted(findings, key=lambda f: (order[f.status], -(f.gain if f.status == "present" and f.gain is not None else 0.0), f.obstacle)))
+
+
+def judge(findings: tuple[Finding, ...], health: Health) -> Verdict:
+    """Obstructed if any finding is present, healthy if its own evidence holds and all that could be tested is absent."""
+    if any(f.status == "present" for f in findings):
+        return "obstructed"
+    testable = [f for f in findings if not (f.status == "undetermined" and f.missing == ("validation data",))]
+    if health.holds and all(f.status == "absent" for f in testable):
+        return "healthy"
+    return "undetermined"
+
+
+def _provenance(case: Case, budget: float) -> dict[str, Any]:
+    from gradoscope import __version__
+
+    training = case.training
+    return {
+        "gradoscope": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": str(case.device or "as the model"),
+        "threads": torch.get_num_threads(),
+        "seed": case.seed,
+        "steps": training.steps,
+        "batch_size": case.batches.batch_size,
+        "budget": budget,
+        "counterfactuals": case.counterfactuals,
+        "argv": sys.argv[:1] and [sys.argv[0].rsplit("/", 1)[-1]],
+        "first_reading": readings.window(case),
+    }

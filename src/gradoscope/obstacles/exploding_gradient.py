@@ -1,0 +1,73 @@
+"""Signal or gradient grows with depth or time; cliffs; overflow."""
+
+import numpy as np
+
+from gradoscope import readings
+from gradoscope import thresholds as T
+from gradoscope.case import Case
+from gradoscope.diagnosis import Counterfactual, Evidence, Finding
+from gradoscope.obstacles import Mechanism, Obstacle, evidence
+from gradoscope.remedies.clip import Clip
+from gradoscope.remedies.rescale import Rescale, rescalable
+from gradoscope.remedies.step_size import StepSize
+
+__all__ = ["OBSTACLE", "ExplodingGradient"]
+
+
+class ExplodingGradient(Obstacle):
+    """The signal grows from layer to layer at the start, or single gradients are far longer than the others."""
+
+    name = "exploding_gradient"
+    title = "signal or gradient grows with depth or time, or the loss has cliffs"
+    advice = "Rescale the start (or normalise between layers), or clip the gradient norm."
+
+    def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
+        found: list[Evidence] = []
+        start = case.checkpoint(0.0)
+        layers = [s for s in readings.signals(case, start) if s.output_rms > 0]
+        growth = max((s.output_rms for s in layers), default=0.0) / max(min((s.output_rms for s in layers[:1]), default=1.0), 1e-30)
+        grads = [s.gradient_rms for s in layers if s.gradient_rms and np.isfinite(s.gradient_rms)]
+        back = grads[0] / grads[-1] if len(grads) > 1 and grads[-1] > 0 else 1.0
+        overflow = any(not np.isfinite(s.output_rms) for s in readings.signals(case, start))
+        grows = overflow or growth > T.GROWTH or back > T.GROWTH
+        found.append(evidence("signal_growth", growth, f"the signal grows {growth:.3g}-fold through the layers at the start", supports=growth > T.GROWTH, step=start))
+        found.append(evidence("gradient_growth", back, f"the gradient grows {back:.3g}-fold on its way back", supports=back > T.GROWTH, step=start))
+        norms = np.array(case.baseline.gradient_norm)
+        finite = norms[np.isfinite(norms)]
+        tail = float(finite.max() / np.median(finite)) if len(finite) > 1 and np.median(finite) > 0 else 1.0
+        # A tail that only the first steps make is the start's; cliffs come later.
+        later = finite[len(finite) // 20 :] if len(finite) >= 40 else finite
+        tail = float(later.max() / np.median(later)) if len(later) > 1 and np.median(later) > 0 else tail
+        cliffs = tail > T.CLIFF or len(finite) < len(norms)
+        found.append(evidence("gradient_norm_tail", tail, f"the longest gradient is {tail:.3g} times the median one", supports=cliffs))
+        return Mechanism(grows or cliffs, 0.95, found)
+
+    def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
+        tried: list[Counterfactual] = []
+        with case.live() as live:
+            layers = rescalable(live.model)
+        norms = np.array(case.baseline.gradient_norm)
+        finite = norms[np.isfinite(norms)]
+        if len(finite):
+            tried.append(case.trial(Clip(float(np.median(finite[: max(10, len(finite) // 2)])))))
+        if layers and (not tried or tried[-1].shortfall < T.MATERIAL):
+            tried.append(case.trial(Rescale()))
+        return tried
+
+    def rivals(self, case: Case, best: Counterfactual) -> Evidence | None:
+        """A start that is locally unstable for the step, and a smaller step that does as well, mean the step."""
+        start = case.checkpoint(0.0)
+        growth = [e for e in self.mechanism(case, {}).evidence if e.measurement.name != "gradient_norm_tail"]
+        if any(e.supports for e in growth):
+            return None
+        smaller = max((case.trial(StepSize(f)) for f in (0.1, 0.01)), key=lambda c: c.shortfall)
+        s = readings.curvature(case, start).s
+        if s is not None and s >= T.STABILITY and smaller.shortfall >= 0.8 * best.shortfall:
+            return evidence(
+                "step_times_curvature", s, f"at the start the step already is {s / 2:.2g} times the stability limit, and {smaller.remedy} does as well",
+                supports=False, step=start,
+            )  # fmt: skip
+        return None
+
+
+OBSTACLE = ExplodingGradient()

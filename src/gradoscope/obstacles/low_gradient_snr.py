@@ -1,0 +1,60 @@
+"""The mean gradient is there but drowned in the noise of its estimate."""
+
+from gradoscope import readings
+from gradoscope import thresholds as T
+from gradoscope.case import Case
+from gradoscope.diagnosis import Counterfactual, Evidence, Finding
+from gradoscope.obstacles import Mechanism, Obstacle, evidence
+from gradoscope.remedies.larger_batch import LargerBatch
+
+__all__ = ["OBSTACLE", "LowGradientSnr"]
+
+TIMES = 16  # a sixteenth of the variance: a quarter of the noise's standard deviation
+
+
+class LowGradientSnr(Obstacle):
+    """Noise takes back what the mean gradient gains; averaging over more examples at the same step size does not."""
+
+    name = "low_gradient_snr"
+    title = "the gradient is drowned in the noise of its estimate"
+    advice = "Lower the variance of the gradient: a larger batch, averaging, a better estimator, or a decaying step size."
+    after = ("step_too_large",)
+
+    def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
+        found: list[Evidence] = []
+        if readings.live_full_batch(case):
+            return Mechanism(False, 0.99, [evidence("batch_share", 1.0, "every step sees the whole data set: its gradient has no noise", supports=False)])
+        holds = False
+        for step in (case.checkpoint(0.5), case.checkpoint(1.0)):
+            reading = readings.noise(case, step)
+            if reading is None:
+                continue
+            statistics, terms = reading
+            scale = statistics.batch_noise_scale
+            below = scale > statistics.batch
+            found.append(
+                evidence(
+                    "noise_scale", scale, f"at step {step} signal and noise are equal at {scale:.3g} examples per step; it has {statistics.batch}",
+                    supports=below, step=step, p=statistics.p_value,
+                )  # fmt: skip
+            )
+            if not terms:
+                continue
+            d, c, m = terms["D"], terms["C"], terms["M"]
+            net = float(d.value) - float(c.value)
+            taken = float(m.value)
+            drowned = taken > T.NOISE_SHARE * max(net, 0.0)
+            says = f"per step the mean gradient removes {net:.2g} and noise adds {taken:.2g}"
+            found.append(evidence("noise_loss_per_step", taken, says, supports=drowned, se=m.se, step=step, unit="loss"))
+            holds = holds or (below and drowned)
+        return Mechanism(holds, 0.95, found)
+
+    def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
+        start = case.checkpoint(0.5)
+        steps = case.first + case.steps - start
+        each = case.baseline.seconds / max(1, case.steps) * TIMES
+        affordable = int(case.budget_left() / 2 / max(each, 1e-9))
+        return [case.trial(LargerBatch(TIMES), start=start, steps=max(min(steps, 60), min(steps, affordable)))]
+
+
+OBSTACLE = LowGradientSnr()

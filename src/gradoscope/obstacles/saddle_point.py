@@ -1,0 +1,63 @@
+"""Near a critical point with negative curvature, or in a symmetric subspace that the dynamics never leave."""
+
+from gradoscope import readings
+from gradoscope import thresholds as T
+from gradoscope.case import Case
+from gradoscope.diagnosis import Counterfactual, Evidence, Finding
+from gradoscope.obstacles import Mechanism, Obstacle, evidence
+from gradoscope.remedies.line_search import LineSearch
+
+__all__ = ["OBSTACLE", "SaddlePoint"]
+
+
+class SaddlePoint(Obstacle):
+    """The gradient is next to nothing, and the loss falls along negative curvature."""
+
+    name = "saddle_point"
+    title = "the training sits near a saddle point: no gradient, but negative curvature that leads down"
+    advice = "Leave the saddle: a larger or asymmetric start, noise, or a step along negative curvature."
+    after = ("step_too_large", "vanishing_gradient")
+
+    def _place(self, case: Case) -> readings.Curvature:
+        """The checkpoint at which the gradient is smallest relative to the curvature."""
+        return min((readings.curvature(case, step) for step in readings.window(case)), key=lambda r: r.gamma)
+
+    def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
+        found: list[Evidence] = []
+        r = self._place(case)
+        near = r.gamma < T.GAMMA_CRITICAL
+        found.append(
+            evidence("relative_gradient", r.gamma, f"at step {r.step} the gradient is {r.gamma:.2g} of what the curvature could supply", supports=near, step=r.step)
+        )
+        mean, se = r.negative
+        share = -mean / max(r.spectrum.largest, 1e-30) if r.spectrum.largest > 0 else 1.0
+        negative = mean + 1.96 * se < 0 and share > T.NEGATIVE_SHARE
+        found.append(
+            evidence(
+                "negative_curvature", mean, f"curvature along the most negative direction is {mean:.3g} +- {se:.1g} on other examples",
+                supports=negative, se=se, step=r.step, rules_out=("local_minimum",) if negative else (),
+            )  # fmt: skip
+        )
+        going, trend, drop = readings.moving(case)
+        found.append(evidence("progress", drop, f"the second half removes {drop:.0%} of the excess", supports=not going, p=trend.p))
+        return Mechanism(near and negative and not going, 0.97, found)
+
+    def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
+        start = self._place(case).step
+        if start >= case.first + 0.9 * case.steps:
+            start = case.checkpoint(0.5)
+        return [case.trial(LineSearch("negative_curvature"), start=start)]
+
+    def rivals(self, case: Case, best: Counterfactual) -> Evidence | None:
+        """A plain line search along the gradient that does as well means that the saddle is not what holds it."""
+        along = case.trial(LineSearch("gradient"), start=best.start)
+        r = self._place(case)
+        if along.shortfall * 1.5 >= best.shortfall and (r.c is None or r.c >= 0) and r.gamma > T.GAMMA_MOVING:
+            return evidence(
+                "counterfactual line_search(gradient)", along.shortfall,
+                f"one long step along the gradient gains {along.shortfall:.0%}, about as much as along negative curvature", supports=False,
+            )  # fmt: skip
+        return None
+
+
+OBSTACLE = SaddlePoint()

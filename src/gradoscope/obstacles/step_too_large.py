@@ -1,0 +1,57 @@
+"""The step size, and only it, is too large."""
+
+from gradoscope import readings
+from gradoscope import thresholds as T
+from gradoscope.case import Case
+from gradoscope.diagnosis import Counterfactual, Evidence, Finding
+from gradoscope.obstacles import Mechanism, Obstacle, evidence
+from gradoscope.remedies.step_size import StepSize
+
+__all__ = ["OBSTACLE", "StepTooLarge"]
+
+
+class StepTooLarge(Obstacle):
+    """Steps leave the region in which the loss is what its curvature says; smaller ones do not."""
+
+    name = "step_too_large"
+    title = "the step size is too large: steps overshoot, and smaller ones make progress"
+    advice = "Lower the learning rate."
+
+    def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
+        found: list[Evidence] = []
+        readings_ = [readings.curvature(case, step) for step in readings.window(case)]
+        known_s = [r for r in readings_ if r.s is not None]
+        worst = max(known_s, key=lambda r: r.s or 0.0, default=None)
+        if worst is not None and worst.s is not None:
+            unstable = worst.s >= T.STABILITY
+            found.append(
+                evidence(
+                    "step_times_curvature", worst.s, f"step size times largest curvature is {worst.s:.3g} at step {worst.step}; 2 is the limit",
+                    supports=unstable, se=worst.s_error, step=worst.step, rules_out=("step_too_small",) if unstable else (),
+                )  # fmt: skip
+            )
+        broke = case.baseline.broke
+        rose = case.final > case.initial
+        if broke is not None:
+            found.append(
+                evidence("first_non_finite_step", broke, f"the loss is not finite at step {broke} (first seen in {case.baseline.where})", supports=True)
+            )
+        elif rose:
+            found.append(evidence("loss_change", case.final - case.initial, "the loss ends above its start", supports=True, unit="loss"))
+        holds = broke is not None or rose or (worst is not None and (worst.s or 0.0) >= T.STABILITY)
+        if worst is None and not holds:
+            return Mechanism(None, evidence=found, missing=["the optimizer's metric, to compare its step with the curvature"])
+        return Mechanism(holds, 0.97, found)
+
+    def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
+        tried: list[Counterfactual] = []
+        for factor in (0.1, 0.01, 1e-3, 1e-4):
+            c = case.trial(StepSize(factor))
+            tried.append(c)
+            better = len(tried) < 2 or c.loss_remedy < tried[-2].loss_remedy
+            if not better and max(t.shortfall for t in tried) > T.MINOR:
+                break
+        return tried
+
+
+OBSTACLE = StepTooLarge()

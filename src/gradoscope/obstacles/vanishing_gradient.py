@@ -1,0 +1,70 @@
+"""Flat, saturated or dead activations, or signal lost with depth or time, keep the gradient from some layers."""
+
+import math
+
+from gradoscope import readings
+from gradoscope import thresholds as T
+from gradoscope.case import Case
+from gradoscope.diagnosis import Counterfactual, Evidence, Finding
+from gradoscope.obstacles import Mechanism, Obstacle, evidence
+from gradoscope.remedies.rescale import Rescale, rescalable
+from gradoscope.remedies.unblock import Unblock
+
+__all__ = ["OBSTACLE", "VanishingGradient"]
+
+
+class VanishingGradient(Obstacle):
+    """Some layer's sensitivity is a small part of another's, or nothing passes through it."""
+
+    name = "vanishing_gradient"
+    title = "the gradient does not reach some layers: flat, saturated or dead activations, or signal lost with depth"
+    advice = "Let the gradient through: another start or activation, normalisation, or a forward-only backward pass."
+    after = ("step_too_large", "exploding_gradient")
+
+    def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
+        found: list[Evidence] = []
+        holds = False
+        for step in dict.fromkeys((case.checkpoint(0.0), case.checkpoint(0.5))):
+            reading = readings.sensitivity(case, step)
+            layers = {k: v for k, v in reading.value.items() if math.isfinite(v)}
+            if not layers:
+                continue
+            low, high = min(layers, key=lambda k: layers[k]), max(layers, key=lambda k: layers[k])
+            ratio = layers[low] / layers[high] if layers[high] > 0 else 0.0
+            small = ratio < T.SENSITIVITY_RATIO
+            what = (
+                "no layer's parameters change any example's loss to first order"
+                if layers[high] == 0
+                else f"layer {low} is {ratio:.1e} times as sensitive as layer {high} at step {step}"
+            )
+            found.append(evidence("layer_sensitivity_ratio", ratio, what, supports=small, step=step))
+            holds = holds or small
+            for layer in readings.signals(case, step):
+                if layer.dead_share >= T.DEAD_SHARE:
+                    found.append(evidence(f"dead_share {layer.name}", layer.dead_share, f"{layer.dead_share:.0%} of the units of {layer.name} give the same output for every example", supports=True, step=step))
+                elif layer.saturated_share >= T.DEAD_SHARE:
+                    found.append(evidence(f"saturated_share {layer.name}", layer.saturated_share, f"{layer.saturated_share:.0%} of {layer.name} has no slope", supports=True, step=step))
+            if holds and step == case.checkpoint(0.0):
+                break
+        if not found:
+            return Mechanism(None, missing=["per-example gradients by layer"])
+        return Mechanism(holds, 0.97, found)
+
+    def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
+        tried = []
+        blocked = all(v == 0 for v in readings.sensitivity(case, case.checkpoint(0.0)).value.values())
+        with case.live() as live:
+            layers = rescalable(live.model)
+        if layers and not blocked:
+            tried.append(case.trial(Rescale()))
+        if not tried or tried[-1].shortfall < T.MATERIAL:
+            tried.append(case.trial(Unblock()))
+        if tried[-1].shortfall < T.MATERIAL:
+            tried.append(case.trial(Unblock(saturating=True)))
+        return tried
+
+    def rivals(self, case: Case, best: Counterfactual) -> Evidence | None:
+        return None
+
+
+OBSTACLE = VanishingGradient()

@@ -1,0 +1,96 @@
+"""The fixed examples on which a training and its forks are compared, with the loss of each of K parts."""
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradoscope import tree
+from gradoscope.guard import untouched
+from gradoscope.training import Live, Training, split
+
+__all__ = ["Probe"]
+
+PARTS = 32  # pairs of part losses, enough for a t interval; more would only cost time
+
+
+class Probe:
+    """Fixed batches, cut into parts whose losses are the units of every paired comparison.
+
+    The training loss is measured in training mode with fixed masks (it is what the optimizer sees), the validation
+    loss in evaluation mode (it is what users report).
+
+    Cost of `losses`: one forward pass over the examples.
+    """
+
+    def __init__(self, training: Training, batches: list[Any], mode: Literal["train", "eval"]) -> None:
+        self.training, self.mode = training, mode
+        self.rows = sum(tree.rows(b) or 1 for b in batches)
+        self.batches = self._cut(batches)
+
+    def __repr__(self) -> str:
+        return f"Probe({self.rows} rows, {len(self.batches)} batches, {self.mode})"
+
+    def _cut(self, batches: list[Any]) -> list[Any]:
+        """Parts for a `batch_loss`; with a `loss_fn` one forward pass is enough, and its output is cut."""
+        if self.training.loss_fn is not None:
+            return batches
+        parts = []
+        per_batch = max(1, PARTS // len(batches))
+        for b in batches:
+            n = tree.rows(b)
+            if n is None or self._mixes_rows():
+                parts.append(b)
+                continue
+            for index in np.array_split(np.arange(n), min(per_batch, n)):
+                parts.append(tree.take(b, slice(int(index[0]), int(index[-1]) + 1)))
+        return parts
+
+    def _mixes_rows(self) -> bool:
+        model = self.training.model
+        return self.mode == "train" and (
+            not isinstance(model, nn.Module) or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+        )
+
+    def losses(self, live: Live) -> np.ndarray:
+        """The loss of each part, shape (parts,), float64; NaN and infinity are passed on."""
+        values: list[float] = []
+        for k, batch in enumerate(self.batches):
+            with untouched(live.model, seed=k), torch.no_grad():
+                live.model.train(self.mode == "train")
+                on_device = tree.to_device(batch, live.device)
+                if self.training.loss_fn is None:
+                    values.append(float(self.training.loss(live.model, on_device)))
+                else:
+                    values += self._part_losses(live, on_device)
+        return np.array(values)
+
+    def _part_losses(self, live: Live, batch: Any) -> list[float]:
+        assert self.training.loss_fn is not None
+        inputs, target = split(batch)
+        output = live.model(*inputs)
+        n = tree.rows((output, target))
+        if n is None or n < 2:
+            return [float(self.training.loss_fn(output, target))]
+        parts = max(2, min(PARTS // max(1, len(self.batches)), n))
+        losses = []
+        for index in np.array_split(np.arange(n), parts):
+            piece = slice(int(index[0]), int(index[-1]) + 1)
+            losses.append(self.training.loss_fn(tree.take(output, piece), tree.take(target, piece)).reshape(()))
+        return torch.stack(losses).double().tolist()  # type: ignore[no-any-return]
+
+    def metric(self, live: Live) -> float | None:
+        """The user's metric over all examples, or None where there is none."""
+        if self.training.metric is None or self.training.loss_fn is None:
+            return None
+        outputs, targets = [], []
+        for k, batch in enumerate(self.batches):
+            with untouched(live.model, seed=k), torch.no_grad():
+                live.model.train(self.mode == "train")
+                inputs, target = split(tree.to_device(batch, live.device))
+                outputs.append(live.model(*inputs))
+                targets.append(target)
+        value = self.training.metric(tree.concatenate(outputs), tree.concatenate(targets))
+        return float(value) if not isinstance(value, Tensor) or value.numel() == 1 else math.nan

@@ -1,0 +1,249 @@
+"""Readings: what several obstacles ask of a training at a checkpoint, taken once and kept by the case."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from gradoscope import thresholds as T
+from gradoscope import tree
+from gradoscope.case import Case
+from gradoscope.measure.activations import LayerSignal, layer_sensitivity, signal_statistics
+from gradoscope.measure.curvature import Spectrum, extreme_eigenvalues
+from gradoscope.measure.information import TargetInformation, batch_information, target_information
+from gradoscope.measure.metric import preconditioner, stability_limit
+from gradoscope.measure.noise import NoiseStatistics, expected_step, noise_statistics
+from gradoscope.measure.progress import trend
+from gradoscope.measurement import Measurement
+from gradoscope.objective import Objective, flat
+from gradoscope.training import Live, split
+
+__all__ = ["Curvature", "curvature", "information", "moving", "noise", "sensitivity", "signals", "window"]
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Curvature and gradient at a checkpoint, plain and in the metric of the optimizer.
+
+    Attributes:
+        step: of the checkpoint.
+        spectrum: extreme eigenvalues of the Hessian.
+        s: largest eigenvalue times the step size, in the optimizer's metric, scaled so that 2 is its stability limit;
+            None where the optimizer's metric is unknown.
+        s_error: its error bound (residual of the eigenvalue).
+        c: curvature along the step the optimizer would take, on the scale of `s`: s'Hs / |g's|.
+        gamma: |G| / sqrt(2 E |lambda|).
+        gradient_norm: |G|.
+        negative: (mean, standard error) of v'H v over independent parts of the data, v found on other data.
+        excess: E, the loss above the best known level.
+    """
+
+    step: int
+    spectrum: Spectrum
+    s: float | None
+    s_error: float
+    c: float | None
+    gamma: float
+    gradient_norm: float
+    negative: tuple[float, float]
+    excess: float
+
+
+def window(case: Case) -> list[int]:
+    """The checkpoints at which curvature is read: a tenth in, the middle and the end, and the start for a first step."""
+    steps = {case.checkpoint(share) for share in (0.0, 0.1, 0.5, 1.0)}
+    return sorted(steps)
+
+
+def curvature(case: Case, step: int) -> Curvature:
+    """Curvature at a kept checkpoint. Cost: about 30 to 60 Hessian-vector products on up to 512 examples."""
+    reading: Curvature = case.measure("curvature", step, lambda live: _curvature(case, live, step))
+    return reading
+
+
+def _curvature(case: Case, live: Live, step: int) -> Curvature:
+    objective = case.objective(live, 512)
+    loss = objective.loss()
+    gradient = objective.gradient()
+    spectrum = extreme_eigenvalues(objective, k=1, tolerance=0.02, max_products=40, seed=case.seed)
+    s = s_error = c = None
+    rates = _metric(live, objective.named, gradient)
+    if rates is not None and bool((rates > 0).any()):
+        scaled = spectrum if _constant(rates) else extreme_eigenvalues(
+            objective, k=1, tolerance=0.02, max_products=30, seed=case.seed, scale=rates
+        )  # fmt: skip
+        factor = float(rates[0]) if _constant(rates) else 1.0
+        limit = stability_limit(live.optimizer)
+        s = 2 * factor * float(max(scaled.top[0], -scaled.bottom[0])) / limit
+        s_error = 2 * factor * float(scaled.top_residuals[0]) / limit
+        move = rates * gradient
+        slope = float(gradient @ move)
+        c = 2 * float(move @ objective.hvp(move)) / slope / limit if slope > 0 else None
+    direction = spectrum.bottom_vectors[0].to(gradient)
+    objective.release()
+    negative = _rayleigh(case, live, direction)
+    reference = case.attainable if case.attainable is not None else min(case.best, loss)
+    excess = max(loss - reference, 0.0)
+    magnitude = abs(spectrum.largest_magnitude)
+    norm = float(gradient.double().norm())
+    gamma = norm / math.sqrt(2 * excess * magnitude) if excess > 0 and magnitude > 0 else math.inf if norm > 0 else 0.0
+    return Curvature(step, spectrum, s, s_error or 0.0, c, gamma, norm, negative, excess)
+
+
+def _constant(rates: Tensor) -> bool:
+    return bool((rates == rates[0]).all())
+
+
+def _metric(live: Live, named: Any, gradient: Tensor) -> Tensor | None:
+    try:
+        return preconditioner(live.optimizer, named, gradient=gradient)
+    except TypeError:
+        return preconditioner(live.optimizer, named)
+
+
+def _rayleigh(case: Case, live: Live, direction: Tensor) -> tuple[float, float]:
+    """v'Hv on up to 8 parts of other data than v was found on, by central differences of gradients along v."""
+    values = []
+    for part in _parts(case, live, 512, 8, stream="probe"):
+        objective = Objective.of(live, [part], seed=9)
+        values.append(float(direction @ objective.hvp(direction)))
+        objective.release()
+    mean = float(np.mean(values))
+    se = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+    return mean, se
+
+
+def _parts(case: Case, live: Live, rows: int, parts: int, stream: str = "fresh") -> list[Any]:
+    """Independent batches of equal size from one sample, on the device; whole batches where rows cannot be cut."""
+    sample = [tree.to_device(b, live.device) for b in live.batches.sample(rows, stream)]
+    if len(sample) > 1:
+        return sample[:parts]
+    n = tree.rows(sample[0])
+    if n is None or n < 2 * parts:
+        return sample
+    each = n // parts
+    return [tree.take(sample[0], slice(k * each, (k + 1) * each)) for k in range(parts)]
+
+
+def noise(case: Case, step: int, k: int = 24) -> tuple[NoiseStatistics, dict[str, Measurement]] | None:
+    """Gradient noise at a checkpoint from k batches of the training's own size, and what it does to a step.
+
+    None for full-batch training, which has none. Cost: k gradients, and k Hessian-vector products.
+    """
+    if live_full_batch(case):
+        return None
+    reading: tuple[NoiseStatistics, dict[str, Measurement]] = case.measure("noise", step, lambda live: _noise(case, live, step, k))
+    return reading
+
+
+def live_full_batch(case: Case) -> bool:
+    """Whether every step sees the whole data set."""
+    per_epoch = case.batches.per_epoch
+    return per_epoch is not None and per_epoch <= case.training.accumulate
+
+
+def _noise(case: Case, live: Live, step: int, k: int) -> tuple[NoiseStatistics, dict[str, Measurement]]:
+    per_epoch = live.batches.per_epoch or 10**9
+    first = -(-(case.first + case.steps) // per_epoch) * per_epoch if live.batches.per_epoch else step + 10**6
+    count = min(k, per_epoch)
+    batches = [live.batches.batch(first + j) for j in range(count)]
+    objective = Objective.of(live, batches, seed=5)
+    gradients = objective.batch_gradients()
+    batch = (live.batches.batch_size or 1) * case.training.accumulate
+    statistics = noise_statistics(gradients, batch, seed=case.seed)
+    rates = _metric(live, objective.named, gradients.mean(0))
+    terms: dict[str, Measurement] = {}
+    if rates is not None:
+        root = rates.clamp_min(0).sqrt()
+        curved = case.objective(live, 512)
+        terms = expected_step(gradients * root, lambda v: root * curved.hvp(root * v), 1.0)
+        curved.release()
+    return statistics, terms
+
+
+def information(case: Case, step: int) -> TargetInformation | None:
+    """Does the gradient know the targets? A permutation test on examples that were not trained on, where there are any.
+
+    A p-value in the grey zone below 0.1 is tried again on four times as many examples: information then shows, and
+    chance does not repeat. None where the targets cannot be told from the batch.
+    """
+    reading: TargetInformation | None = case.measure("information", step, lambda live: _information(case, live))
+    return reading
+
+
+def _information(case: Case, live: Live) -> TargetInformation | None:
+    result = None
+    for attempt, rows in enumerate((512, 2048)):
+        sample = live.batches.sample(rows, "fresh") if attempt == 0 else live.batches.sample(rows + 1, "fresh")
+        batch = tree.to_device(sample[0], live.device)
+        if len(sample) > 1 and live.training.loss_fn is not None:
+            batch = tree.to_device(tree.concatenate(sample), live.device)
+        parameters = live.trainable()
+        try:
+            if live.training.loss_fn is not None:
+                inputs, target = split(batch)
+                if not isinstance(target, Tensor):
+                    return None
+                result = target_information(
+                    live.model, live.training.loss_fn, inputs, target, parameters, permutations=199, seed=case.seed + attempt
+                )
+            else:
+                result = batch_information(live.model, live.training.loss, batch, parameters, permutations=99, seed=case.seed + attempt)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return None
+        if result.p_value >= 0.1 or result.p_value <= 1.5 / (result.permutations + 1):
+            break
+        if live.batches.size is not None and live.batches.size <= rows:
+            break
+    return result
+
+
+def sensitivity(case: Case, step: int) -> Measurement:
+    """Per-layer sensitivity s_l = RMS over examples of |d loss_n / d theta_l| |theta_l| at a checkpoint."""
+    reading: Measurement = case.measure("sensitivity", step, lambda live: layer_sensitivity(case.objective(live, 32), n=32))
+    return reading
+
+
+def signals(case: Case, step: int) -> list[LayerSignal]:
+    """Signal, gradient, dead and saturated units per layer at a checkpoint. Cost: one forward and one backward pass."""
+
+    def read(live: Live) -> list[LayerSignal]:
+        batch = tree.to_device(live.batches.sample(256, "fresh")[0], live.device)
+
+        def run() -> None:
+            loss = live.training.loss(live.model, batch)
+            if loss.requires_grad:
+                torch.autograd.grad(loss, [p for _, p in live.trainable()], allow_unused=True)
+
+        return signal_statistics(live.model, run)
+
+    reading: list[LayerSignal] = case.measure("signals", step, read)
+    return reading
+
+
+def moving(case: Case) -> tuple[bool, Measurement, float]:
+    """Does the training make progress in its second half? (verdict, trend of the probe loss, share of excess removed)."""
+    curve = [value for _, value in case.baseline.curve()]
+    half = [v for v in curve[len(curve) // 2 :] if math.isfinite(v)]
+    if len(half) < 4:
+        return False, Measurement("trend", math.nan, p=1.0), 0.0
+    reference = case.attainable if case.attainable is not None else case.best
+    drop = (half[0] - half[-1]) / max(half[0] - min(reference, half[0]), 1e-12)
+    tau = stats.kendalltau(range(len(half)), half)
+    reading = Measurement("trend", float(tau.statistic), n=len(half), p=float(tau.pvalue))
+    return bool(tau.pvalue < T.ALPHA and tau.statistic < 0 and drop > T.LEVEL), reading, float(drop)
+
+
+def batch_trend(case: Case) -> Measurement:
+    """The rank-based trend of the training's own batch losses."""
+    return trend(case.baseline.batch_loss)
+
+
+def flat_gradient(live: Live) -> Tensor:
+    """The present `.grad` fields as one vector."""
+    named = live.trainable()
+    return flat([p.grad for _, p in named], [p for _, p in named])

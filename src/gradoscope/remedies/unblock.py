@@ -1,0 +1,105 @@
+"""Forward-only: what is flat or saturated passes the gradient on unchanged on the way back."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from gradoscope import tree
+from gradoscope.guard import untouched
+from gradoscope.remedies import Remedy
+from gradoscope.training import Live
+
+__all__ = ["FLAT", "SATURATING", "Unblock", "blocking_modules"]
+
+FLAT = frozenset(
+    {torch.sign, torch.sgn, torch.floor, torch.ceil, torch.round, torch.trunc, torch.fix}
+    | {Tensor.sign, Tensor.sgn, Tensor.floor, Tensor.ceil, Tensor.round, Tensor.trunc, Tensor.fix}
+)
+SATURATING = frozenset(
+    {torch.sigmoid, torch.tanh, Tensor.sigmoid, Tensor.tanh, F.sigmoid, F.tanh, F.hardtanh, F.hardsigmoid, F.softsign, F.relu6}
+    | {torch.relu, F.relu, Tensor.relu, torch.clamp, Tensor.clamp}
+)
+
+
+class _Mode(TorchFunctionMode):
+    """Replaces the backward pass of the given elementwise functions by the identity."""
+
+    def __init__(self, functions: frozenset[Any]) -> None:
+        super().__init__()
+        self.functions = functions
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.functions and args and isinstance(args[0], Tensor) and args[0].requires_grad:
+            if kwargs.get("inplace"):
+                kwargs = {**kwargs, "inplace": False}
+            x = args[0]
+            out = func(x, *args[1:], **kwargs)
+            return out.detach() + (x - x.detach()) if out.shape == x.shape else out
+        return func(*args, **kwargs)
+
+
+class Unblock(Remedy):
+    r"""Replace the derivative of flat functions by one on the way back: $u'(z)\to 1$.
+
+    Covers sign, floor, ceil, round and their kind wherever they are called; with `saturating`, sigmoid, tanh, ReLU and
+    their kind as well; and modules without parameters that change nothing in shape and let no gradient through.
+
+    Source: Shalev-Shwartz, Shamir and Shammah 2017, section 5; Kalai and Sastry 2009; Kakade et al. 2011.
+    """
+
+    code = (
+        "from gradoscope.remedies.unblock import Unblock\n"
+        "with Unblock().forward_context():  # around the forward pass\n"
+        "    loss = loss_fn(model(x), y)"
+    )
+
+    def __init__(self, *, saturating: bool = False) -> None:
+        self.saturating = saturating
+        self.name = "unblock(saturating)" if saturating else "unblock"
+        what = "Flat and saturating activations let" if saturating else "Flat activations let"
+        self.explanation = f"{what} the gradient pass unchanged on the way back (forward-only); the forward pass is the same."
+
+    def prepare(self, live: Live) -> None:
+        for module in blocking_modules(live):
+            module.register_forward_hook(_straight_through)
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        return _Mode(FLAT | SATURATING if self.saturating else FLAT)
+
+
+def _straight_through(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    x = inputs[0]
+    if isinstance(output, Tensor) and isinstance(x, Tensor) and output.shape == x.shape and x.is_floating_point():
+        return output.detach() + (x - x.detach())
+    return output
+
+
+def blocking_modules(live: Live) -> list[nn.Module]:
+    """Modules without parameters that keep the shape, vary with their input, and pass no gradient at all."""
+    found: list[nn.Module] = []
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        x = inputs[0] if inputs else None
+        if not (isinstance(x, Tensor) and isinstance(output, Tensor)) or x.shape != output.shape or not x.is_floating_point():
+            return
+        twin = x.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            again = module.forward(twin, *inputs[1:])
+            grad = torch.autograd.grad(again.sum(), twin, allow_unused=True)[0] if again.requires_grad else None
+        if (grad is None or not grad.any()) and float(output.detach().std()) > 0:
+            found.append(module)
+
+    leaves = [m for m in live.model.modules() if not list(m.parameters()) and not list(m.children())]
+    handles = [m.register_forward_hook(hook) for m in leaves]
+    try:
+        with untouched(live.model, seed=0), torch.no_grad():
+            live.training.loss(live.model, tree.to_device(live.batches.sample(64, "fresh")[0], live.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

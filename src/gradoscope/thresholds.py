@@ -1,0 +1,59 @@
+"""Every threshold of the verdicts, each with the reason for its value. No other module holds one."""
+
+__all__ = [
+    "ABSENT_SHORTFALL", "ALPHA", "CLIFF", "DEAD_SHARE", "FLAT_CONTRACTION", "GAMMA_CRITICAL", "GAMMA_MOVING", "GROWTH",
+    "LEVEL", "MATERIAL", "MINOR", "NEGATIVE_SHARE", "NOISE_SHARE", "NOT_LEARNT", "SENSITIVITY_RATIO", "SMALL_STEP",
+    "STABILITY", "STIFF_LOWER", "UNEXPLAINED",
+]
+
+# --- What counts as material -------------------------------------------------------------------------------------
+# Shares of all the loss that there was to remove, from the start (or twice the level of the best constant answer, if
+# that is lower) to the best level that any run reached.
+MATERIAL = 0.25
+"""A remedy that removes a quarter of all there was to remove changes what the training is worth. Another learning rate
+within a factor of three, or another seed, moves healthy trainings by less."""
+MINOR = 0.15
+"""Below this share nothing material can be gained: such a training is healthy. Between MINOR and MATERIAL: undetermined."""
+ABSENT_SHORTFALL = 0.10
+"""An upper confidence bound below this share refutes a counterfactual outright."""
+
+# --- Error rates --------------------------------------------------------------------------------------------------
+LEVEL = 0.05
+"""Two-sided level of every interval (95%)."""
+ALPHA = 0.01
+"""Level of a single test of mechanism, before the correction for their number."""
+
+# --- Step and curvature (dimensionless) -----------------------------------------------------------------------------
+STABILITY = 1.9
+"""2 is where gradient descent on a quadratic diverges, in units of the optimizer's own limit; 5% for the error of the
+largest eigenvalue, which is approached from below."""
+SMALL_STEP = 0.1
+"""A step of less than a twentieth of the stability limit leaves a factor of ten to larger ones."""
+STIFF_LOWER = 0.2
+"""The step is at a tenth of the limit or more: there is no room for a much larger one."""
+FLAT_CONTRACTION = 0.05
+"""The gradient lies where the curvature is less than a twentieth of the largest: twenty times as slow as the stiff part."""
+GAMMA_CRITICAL = 0.05
+"""|G| / sqrt(2 E |lambda|): near a critical point the gradient is a small part of what the curvature could supply."""
+GAMMA_MOVING = 0.005
+"""Below it, a small step is not what holds the training: there is next to no gradient to step along."""
+NEGATIVE_SHARE = 1e-3
+"""Negative curvature of less than a thousandth of the positive is what flat directions show by rounding and sampling."""
+
+# --- Layers and units -----------------------------------------------------------------------------------------------
+SENSITIVITY_RATIO = 1e-2
+"""A layer whose sensitivity is a hundredth of the most sensitive one's learns a hundred times as slowly."""
+DEAD_SHARE = 0.95
+"""Nearly all units of a layer give the same output for every example: no signal passes."""
+GROWTH = 100.0
+"""Signal or gradient that grows a hundredfold from one end of the network to the other."""
+CLIFF = 10.0
+"""Gradient norms ten times their median: heavier than the tail of any stationary training that we know of."""
+
+# --- Noise and information --------------------------------------------------------------------------------------------
+NOISE_SHARE = 0.5
+"""Noise adds at least half as much loss per step as the mean gradient removes."""
+NOT_LEARNT = 0.10
+"""A training that removed less than a tenth of what the best constant answer leaves has learnt next to nothing."""
+UNEXPLAINED = 0.5
+"""More than half of the constant answer's loss is left: the loss is high, and something must explain it."""
