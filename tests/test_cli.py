@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 import types
+from pathlib import Path
 
 import pytest
 
@@ -183,7 +184,7 @@ def test_check_turns_the_verdict_into_the_exit_code(fake, verdict, code):
 
 
 def test_json_alone_is_on_stdout_whatever_the_users_code_prints(fake, script, capsys):
-    fake.action = lambda: print("chatter")
+    fake.action = lambda: sys.stdout.write("chatter\n")
     assert run("diagnose", f"{script(GOOD)}:make", "--json", "--seed", "3") == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["verdict"] == "healthy"
@@ -197,7 +198,7 @@ def test_verdict_is_in_the_first_line(fake, capsys):
 
 
 def test_report_is_written_and_said(fake, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Diagnosis, "save_html", lambda self, path: open(path, "w").write("<p>"))
+    monkeypatch.setattr(Diagnosis, "save_html", lambda self, path: Path(path).write_text("<p>"))
     path = tmp_path / "out.html"
     assert run("diagnose", "digits:healthy", "--report", str(path)) == 0
     assert path.read_text() == "<p>"
@@ -297,7 +298,7 @@ def test_a_users_function(fake, script):
         ("digits:helthy", 2, "there is no problem 'digits:helthy' in the catalogue; there are: digits:dead-relu"),
         ("digits:healthy,lr=fast", 2, "must be of type float"),
         ("{path}:nothing", 3, "returned a int; expected a gradoscope.Training"),
-        ("{path}:broken", 3, "line 18, `return {{}}[\"absent\"]`: KeyError: 'absent'"),
+        ("{path}:broken", 3, "line 16, `return {{}}[\"absent\"]`: KeyError: 'absent'"),
     ],
 )
 def test_wrong_targets_get_one_clear_message(fake, script, tmp_path, capsys, target, code, says):

@@ -21,6 +21,7 @@ from gradoscope.levels import levels
 from gradoscope.loop import advance, prepare
 from gradoscope.objective import Objective
 from gradoscope.probe import Probe
+from gradoscope.rehearsal import rehearse
 from gradoscope.remedies import Remedy
 from gradoscope.state import State
 from gradoscope.training import Live, Training
@@ -86,6 +87,7 @@ class Case:
         start: the state to begin from, by default the training's own start.
         steps: how many steps the unchanged run takes from there, by default the training's.
         initial: the loss at the very start of a training that begins from a later state.
+        record: a `gradoscope.store.Run` into which the unchanged run is written as it goes.
     """
 
     def __init__(
@@ -100,11 +102,13 @@ class Case:
         start: State | None = None,
         steps: int | None = None,
         initial: float | None = None,
+        record: Any = None,
     ) -> None:
         self.training, self.seed, self.device = training, seed, device
         self.counterfactuals = counterfactuals
         self.notes: list[str] = []
         self._progress, self._limit, self._start, self._initial = progress, limit, start, initial
+        self._record = record
         self.first = start.step if start is not None else 0
         self.steps = steps or training.steps
         self._traces: dict[tuple[str, int, int], Trace] = {}
@@ -148,6 +152,7 @@ class Case:
             with Live.of(self.training, seed=self.seed, device=self.device, batches=self.batches) as live:
                 if self._start is not None:
                     self._start.restore(live)
+                rehearse(live, self.validation)
                 self._memo["probes"] = self._make_probes(live)
                 trace = self._run(live, self.first, self.steps, keep=True, tell=True)
             self._memo["baseline"] = trace
@@ -184,12 +189,21 @@ class Case:
                 trace.validation.append((step, validation.losses(live)))
             if step in keeps:
                 trace.states[step] = State.capture(live, step)
+                if self._record is not None:
+                    self._record.checkpoint(trace.states[step])
+            if keep and self._record is not None:
+                point = {"step": step, "probe": float(trace.probe[-1][1].mean())}
+                if validation is not None:
+                    point["validation"] = float(trace.validation[-1][1].mean())
+                self._record.append(point)
 
         def watch(live: Live, i: int, loss: float) -> bool:
             trace.batch_loss.append(loss)
             if keep:
                 grads = [p.grad for _, p in live.trainable() if p.grad is not None and not p.grad.is_sparse]
                 trace.gradient_norm.append(float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0)
+                if self._record is not None:
+                    self._record.append({"step": i, "loss": loss, "grad_norm": trace.gradient_norm[-1]})
             if not math.isfinite(loss):
                 trace.broke = i
                 return True
@@ -212,6 +226,11 @@ class Case:
             trace.where = _not_finite(live)
         trace.seconds = time.perf_counter() - wall
         return trace
+
+    @property
+    def limit(self) -> float:
+        """Seconds that forks may take together."""
+        return self._limit or 0.0
 
     def budget_left(self) -> float:
         """Seconds that forks may still take."""

@@ -181,7 +181,6 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 def _work(arguments: argparse.Namespace) -> "Diagnosis":
     from dataclasses import replace
 
-    from gradoscope.diagnose import diagnose, diagnose_run
     from gradoscope.target import check_device, is_run, open_run, record, resolve
 
     check_device(arguments.device)
@@ -196,6 +195,8 @@ def _work(arguments: argparse.Namespace) -> "Diagnosis":
         recorded = open_run(arguments.target)
         if arguments.seed is not None:
             options["seed"] = arguments.seed
+        from gradoscope.diagnose import diagnose_run
+
         with _progress() as progress:
             return diagnose_run(recorded, progress=progress, **options)
     options["seed"] = seed = arguments.seed or 0
@@ -204,6 +205,8 @@ def _work(arguments: argparse.Namespace) -> "Diagnosis":
         training = replace(training, steps=arguments.steps)
     if arguments.record is not None:
         options["record"] = record(arguments.record, arguments.target, training, seed)
+    from gradoscope.diagnose import diagnose
+
     with _progress() as progress:
         return diagnose(training, progress=progress, **options)
 

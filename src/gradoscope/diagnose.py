@@ -5,6 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ from gradoscope import readings, series
 from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Diagnosis, Evidence, Finding, Health, Verdict
+from gradoscope.errors import GradoscopeError
 from gradoscope.obstacles import Mechanism, Obstacle, all_obstacles, evidence
 from gradoscope.remedies.step_size import StepSize
 from gradoscope.training import Training
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "diagnose_run", "examine"]
 
 Progress = Callable[[str, float], None]
 
@@ -32,6 +34,7 @@ def diagnose(
     budget: float = 0.05,
     device: str | torch.device | None = None,
     progress: Progress | None = None,
+    record: Any = None,
 ) -> Diagnosis:
     """Find out what obstructs a training, on a copy of it: what was handed in is afterwards what it was.
 
@@ -42,6 +45,7 @@ def diagnose(
         budget: the share of a live training's time that watching may take; told in the report for recorded runs.
         device: where to run, by default where the model is.
         progress: called with (text, share done).
+        record: a `gradoscope.store.Run` to write the unchanged run into.
 
     Returns:
         The verdict with ranked findings, the evidence and every experiment.
@@ -51,8 +55,58 @@ def diagnose(
 
     Cost: the training once, and forks of it for at most as long again (or 45 seconds, if that is more).
     """
-    case = Case(training, seed=seed, device=device, counterfactuals=counterfactuals, progress=progress)
+    case = Case(training, seed=seed, device=device, counterfactuals=counterfactuals, progress=progress, record=record)
     return examine(case, budget=budget)
+
+
+def diagnose_run(
+    run: Any,
+    *,
+    seed: int | None = None,
+    counterfactuals: bool = True,
+    budget: float = 0.05,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Diagnose a training that was recorded in a folder, from its last checkpoint where its recipe can be made again.
+
+    Args:
+        run: a `gradoscope.store.Run`.
+        seed: by default the recorded one.
+        counterfactuals: whether to try remedies on forks.
+        budget: told in the report.
+        device: where to run.
+        progress: called with (text, share done).
+
+    Returns:
+        The diagnosis of the rest of the training (at least a quarter of its steps); from the start where the run holds
+        no checkpoint. Where the recipe is gone, a diagnosis of what was recorded, whose findings are undetermined.
+
+    Cost: as `diagnose`, for the steps that are left.
+    """
+    from gradoscope.recorded import diagnose_records
+    from gradoscope.target import resolve
+
+    seed = int(run.provenance.get("seed") or 0) if seed is None else seed
+    state = run.last_state()
+    told = {"run": run.path.name, "target": run.target, "recorded_steps": len(run.records())}
+    if run.target is None:
+        return diagnose_records(run, "the recipe of its training was not recorded", told)
+    try:
+        training = resolve(run.target, seed=seed)
+    except GradoscopeError as error:
+        return diagnose_records(run, f"its training cannot be made again: {error}", told)
+    steps = int(run.provenance.get("steps") or training.steps)
+    training = replace(training, steps=steps)
+    options: dict[str, Any] = {"seed": seed, "device": device, "counterfactuals": counterfactuals, "progress": progress}
+    if state is None or state.step == 0:
+        return examine(Case(training, **options), budget=budget, provenance=told)
+    probes = [r for r in run.records() if "probe" in r]
+    initial = float(probes[0]["probe"]) if probes else None
+    left = max(steps - state.step, steps // 4, 1)
+    case = Case(training, start=state, steps=left, initial=initial, **options)
+    case.notes.append(f"forks start from the last checkpoint, step {state.step}, and run for {left} steps")
+    return examine(case, budget=budget, provenance=told)
 
 
 def examine(case: Case, *, budget: float = 0.05, provenance: dict[str, Any] | None = None) -> Diagnosis:
@@ -65,9 +119,12 @@ def examine(case: Case, *, budget: float = 0.05, provenance: dict[str, Any] | No
         for factor in (0.1, 10.0):
             case.trial(StepSize(factor))
     obstacles = all_obstacles()
-    for i, obstacle in enumerate(obstacles):
-        case.tell(f"examining {obstacle.name}", 0.35 + 0.55 * i / len(obstacles))
-        known[obstacle.name] = _examine(obstacle, case, known)
+    # Twice: what is material is judged against the best level that any run reached, which is known only when all that
+    # the findings ask for has been tried. Nothing is measured or run twice; a new best may call for one more fork.
+    for _round in range(2):
+        for obstacle in obstacles:
+            case.tell(f"examining {obstacle.name}", 0.35 + 0.6 * min(1.0, case.seconds_forks / max(case.limit, 1e-9)))
+            known[obstacle.name] = _examine(obstacle, case, known)
     health = judge_health(case, known)
     findings = ranked(list(known.values()))
     verdict = judge(findings, health)

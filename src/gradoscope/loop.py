@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,11 +72,7 @@ def _step(live: Live, i: int, needs_closure: bool) -> float:
                 stack.enter_context(change.forward_context())
             for j in range(many):
                 loss = scalar(live, i * many + j) / many
-                if not loss.requires_grad:
-                    raise CannotRun(
-                        "the loss does not depend on any trainable parameter (it has requires_grad=False). "
-                        "Look for a .detach(), torch.no_grad(), .item(), argmax or an integer cast between model and loss."
-                    )
+                check_gradient(loss)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total = total + loss.detach()
         return total
@@ -131,9 +128,22 @@ def _needs_closure(live: Live) -> bool:
     return parameter is not None and parameter.default is parameter.empty
 
 
+def check_gradient(loss: Tensor) -> None:
+    """Raise CannotRun where the loss cannot be differentiated."""
+    if not loss.requires_grad:
+        raise CannotRun(
+            "the loss does not depend on any trainable parameter (it has requires_grad=False). "
+            "Look for a .detach(), torch.no_grad(), .item(), argmax or an integer cast between model and loss."
+        )
+
+
 def scalar(live: Live, i: int) -> Tensor:
     """The loss of batch i, or CannotRun with what was expected and what came."""
-    batch = live.batches.batch(i)
+    return scalar_of(live, live.batches.batch(i), f"at step {i}")
+
+
+def scalar_of(live: Live, batch: Any, where: str) -> Tensor:
+    """The loss of a batch that messages call `where`, e.g. "at step 3"."""
     try:
         loss = live.loss(batch)
     except GradoscopeError:
@@ -141,7 +151,8 @@ def scalar(live: Live, i: int) -> Tensor:
     except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise CannotRun(f"the forward pass or the loss failed at step {i}: {type(error).__name__}: {error}.{_advice(live, batch)}") from error
+        text = f"{type(error).__name__}: {error}".rstrip(".")
+        raise CannotRun(f"the forward pass or the loss failed {where}: {text}.{_advice(live, batch)}") from error
     if not isinstance(loss, Tensor):
         raise CannotRun(f"the loss must be a scalar tensor, but it is a {type(loss).__name__}. Return the tensor itself, without .item().")
     if loss.numel() != 1:

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import inspect
+import os
 import sys
 import tempfile
 import traceback
@@ -25,7 +26,7 @@ EXPECTED = "a name of the catalogue (`gradoscope list`), path/to/file.py:functio
 
 def is_run(target: str) -> bool:
     """Whether `target` is a folder, and so can only be a recorded run."""
-    return Path(target).is_dir()
+    return os.path.isdir(target)
 
 
 def open_run(target: str) -> "Run":
@@ -36,7 +37,7 @@ def open_run(target: str) -> "Run":
     """
     from gradoscope.store import Run
 
-    if not (Path(target) / "run.json").is_file():
+    if not os.path.isfile(os.path.join(target, "run.json")):
         raise Usage(f"the folder {target} holds no run.json, so no run was recorded there. Expected {EXPECTED}.")
     return Run.open(target)
 
@@ -104,19 +105,23 @@ def check_device(device: str | None) -> None:
 def check_writable(path: str) -> None:
     """Raise CannotWrite unless a file can be made at `path`; nothing is left there, and what is there stays.
 
-    A file is really made beside it: permission bits do not tell of read-only mounts, nor of what root may not write.
+    A file is really made, and removed: permission bits tell neither of read-only mounts nor of names that are too long.
     """
-    file = Path(path)
-    if file.is_dir():
-        raise CannotWrite(f"cannot write {path}: this is a folder. Name a file in it, e.g. {file / 'report.html'}.")
-    folder = file.resolve().parent
-    if not folder.is_dir():
+    # os.path and not Path: it answers False, instead of raising, where a name is too long or no name at all.
+    folder = os.path.dirname(os.path.realpath(path)) if "\0" not in path else path
+    if os.path.isdir(path):
+        raise CannotWrite(f"cannot write {path}: this is a folder. Name a file in it, e.g. {os.path.join(path, 'report.html')}.")
+    if not os.path.isdir(folder):
         raise CannotWrite(f"cannot write {path}: there is no folder {folder}. Make it first, or name another path.")
     try:
-        if file.exists():
-            with file.open("r+b"):
+        if os.path.lexists(path):
+            with open(path, "r+b"):
                 pass
-        with tempfile.TemporaryFile(dir=folder):
+        else:
+            with open(path, "xb"):
+                pass
+            os.unlink(path)
+        with tempfile.TemporaryFile(dir=folder):  # it is written beside and then moved, so the folder must take new files
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -132,7 +137,7 @@ def _split(target: str) -> tuple[str | None, str]:
 
 
 def _call(path: Path, name: str, seed: int) -> "Training":
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise Usage(f"there is no file {path}. Expected {EXPECTED}.")
     if not name:
         raise Usage(f"{path} is a file, but which function of it returns the Training? Say {path}:FUNCTION; it has {_functions(path)}.")

@@ -246,6 +246,8 @@ def _build(training: Training, model: nn.Module) -> tuple[Optimizer, Any]:
             "`model` is a function, so the optimizer cannot hold its parameters. "
             "Pass the optimizer as a function too: optimizer=lambda params: torch.optim.SGD(params, lr=0.1)."
         )
+    if next(model.parameters(), None) is None:
+        raise CannotRun(f"the model {type(model).__name__} has no parameters: expected at least one that can be trained.")
     optimizer = make_optimizer(training.optimizer, model)
     schedule = training.schedule
     if schedule is not None:

@@ -6,32 +6,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradoscope import tree
-from gradoscope.budget import Budget, Kind
 from gradoscope.errors import CannotRun, Usage
-from gradoscope.looking import Look
-from gradoscope.rebuild import rebuild
-from gradoscope.replay import Call, Pick, Reservoir, find_pick, keep, own_loss
-from gradoscope.state import State
 from gradoscope.store import Run
 from gradoscope.training import Live, Training, check_parameters
+from gradoscope.watching.attach import Hook, SeenLoss, Step, nested_step, unwrap
+from gradoscope.watching.budget import Budget, Kind, Timetable
+from gradoscope.watching.calls import Calls, Reservoir, keep
+from gradoscope.watching.look import Look
+from gradoscope.watching.rebuild import NO_TARGETS, notes, rebuild, summary
+from gradoscope.watching.replay import first_nonfinite_layer, model_on_batch
+from gradoscope.watching.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from gradoscope.diagnosis import Diagnosis
 
 __all__ = ["Step", "Watch", "watch"]
-
-DENSE = 1000  # every step up to here, then ever fewer: 1,000 per e-fold of steps
-MOST_CALLS = 64  # forward passes kept of one step
-MOST_STATES, STATE_BYTES = 6, 512 << 20
-
 
 def watch(
     model: nn.Module,
@@ -119,32 +114,14 @@ def watch(
     return Watch(model, optimizer, loss_fn, schedule=schedule, budget=Budget(budget), run=run, recipe=recipe)
 
 
-class _Hook:
-    """A hook that stays behind when the module is copied or saved: its copies do nothing."""
-
-    def __init__(self, call: Callable[..., None] | None) -> None:
-        self._call = call
-
-    def __call__(self, *arguments: Any) -> None:
-        # Inside a compiled graph there is nothing to see, and looking would break it.
-        if self._call is not None and not torch.compiler.is_compiling():
-            self._call(*arguments)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Hook":
-        return _Hook(None)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_Hook, (None,))
-
-
 class Watch:
     """What `gradoscope.watch` returns: it watches until `close()`, and can be asked for a diagnosis at any time.
 
     Attributes:
         steps: optimizer steps seen.
         records: what was recorded, one dict per recorded step (`step`, `loss`, `grad_norm`, `lr`, ...).
-        states: copies of the training's state: at the start and at later steps, few enough to fit.
-        skipped: steps that were due for a look and passed over to keep within the budget.
+        snapshots: copies of the training's state: at the start and at later steps, few enough to fit.
+        loss_fn: the loss to call in the loop: the module itself, or the function with an eye on its targets.
         skipped_updates: steps that a gradient scaler refused because of an overflow.
         run: the recorded run, where there is one.
         failure: why watching stopped early, else "".
@@ -161,39 +138,30 @@ class Watch:
         run: Run | None,
         recipe: dict[str, Any],
     ) -> None:
+        started = time.perf_counter()
         self.model, self.optimizer, self.schedule, self.budget, self.run, self.recipe = model, optimizer, schedule, budget, run, recipe
-        self.inner = unwrap(model)
+        self.inner, self.criterion = unwrap(model), loss_fn
         check_parameters(self.inner, optimizer)
-        self.criterion = loss_fn
-        self.loss_fn: Callable[..., Tensor] | None = loss_fn
-        if loss_fn is not None and not isinstance(loss_fn, nn.Module):
-            self.loss_fn = _Seen(loss_fn, self)
-        self.steps, self.skipped, self.skipped_updates, self.failure = 0, 0, 0, ""
+        plain = loss_fn is not None and not isinstance(loss_fn, nn.Module)
+        self.loss_fn: Callable[..., Tensor] | None = SeenLoss(loss_fn, self) if plain and loss_fn is not None else loss_fn
+        self.calls = Calls(loss_fn, Reservoir(count=64 if recipe["data"] is None else 4))
+        self.steps, self.skipped_updates, self.failure = 0, 0, ""
         self.records: list[dict[str, Any]] = []
-        self.states: list[State] = []
-        self.reservoir = Reservoir(count=4 if recipe["data"] is not None else 64)
-        self.pick: Pick | None = None
-        self.own_loss: tuple[Any, ...] | None = None
-        self.unmatched = False  # the loss got something that is no known function of the model's output
+        self.snapshots = Snapshots(self.inner, optimizer, schedule, run)
+        self.snapshots.keep(0)
         self.calls_per_step: list[int] = []
-        self.explicit = False
-        self._look: Look | None = None
-        self._calls: list[Call] = []
-        self._next, self._next_full, self._next_checkpoint = 0, 0, 1
+        self.first_epoch: int | None = getattr(schedule, "last_epoch", None)
+        self.explicit = False  # the user marks steps and names their batches
+        self.looking: Look | None = None
         self._handles: list[Any] = []
         self._block: Step | None = None
-        self._told_targets = False
-        self._depth, self._nested = 0, _nested(optimizer)
-        started = time.perf_counter()
-        self._own = 0.0  # own seconds since the mark
-        self.states.append(State.capture(self._live()))
-        self._checkpoint_on_disk(self.states[0])
-        self._epoch = getattr(schedule, "last_epoch", None)
+        self._located = self._told_targets = False
+        self._depth, self._nested = 0, nested_step(optimizer)
+        self._named: tuple[int, list[tuple[str, Tensor]]] = (-1, [])
         self._always = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
-        self.started = self._mark = time.perf_counter()
-        self._mark_step = 0
-        budget.spend("checkpoint", self._mark - started)
-        self._guard(self._arm, "full")
+        budget.spend("checkpoint", time.perf_counter() - started)
+        self._times = Timetable(budget)
+        self.guarded(self._arm, "full")
 
     def __repr__(self) -> str:
         state = f"stopped: {self.failure}" if self.failure else "watching" if self._always else "closed"
@@ -211,9 +179,14 @@ class Watch:
         return self.budget.overhead
 
     @property
+    def skipped(self) -> int:
+        """Looks that were due and passed over to keep within the budget."""
+        return self._times.skipped
+
+    @property
     def batches(self) -> list[Any]:
         """The sample of the batches that were seen."""
-        return self.reservoir.batches()
+        return self.calls.reservoir.batches()
 
     def close(self) -> None:
         """Stop watching and remove every hook; what was recorded stays."""
@@ -221,17 +194,16 @@ class Watch:
         for handle in self._always:
             handle.remove()
         if self._always and self.run is not None:
-            if self.steps > self.states[-1].step and not self.failure:
-                self._checkpoint_on_disk(State.capture(self._live(), self.steps))
+            self.guarded(self.snapshots.last, self.steps)
             self.run.close()
         self._always = []
 
-    def step(self, batch: Any = None, *, scaler: Any = None) -> "Step":
+    def step(self, batch: Any = None, *, scaler: Any = None) -> Step:
         """Watch one optimizer step explicitly: `with watch.step(batch) as s:`.
 
         Args:
-            batch: what the loss of this step is computed on; None takes what the model and the loss module are called with.
-            scaler: the gradient scaler, so that gradients are told unscaled and refused steps counted.
+            batch: what the loss of this step is computed on; None takes what the model and the loss are called with.
+            scaler: the gradient scaler, so that gradients are told unscaled.
         """
         return Step(self, batch, scaler)
 
@@ -258,326 +230,185 @@ class Watch:
         from gradoscope.diagnose import diagnose
 
         with self._lent() as (training, _):
-            found = diagnose(training, **options)
-        return replace(found, notes=(*found.notes, *self.notes()), provenance=found.provenance | {"watch": self.summary()})
-
-    def summary(self) -> dict[str, Any]:
-        """What was watched and what it cost, as plain values."""
-        return {
-            "steps": self.steps,
-            "recorded": len(self.records),
-            "skipped": self.skipped,
-            "skipped_updates": self.skipped_updates,
-            "overhead": self.overhead,
-            "budget": self.budget.share,
-            "batches": len(self.reservoir),
-            "failure": self.failure,
-        }
-
-    def notes(self) -> list[str]:
-        """What a reader of the diagnosis should know about what it rests on, in sentences."""
-        from gradoscope.rebuild import notes
-
-        return notes(self)
+            found: Diagnosis = diagnose(training, **options)
+        return replace(found, notes=(*found.notes, *notes(self)), provenance=found.provenance | {"watch": summary(self)})
 
     @contextmanager
     def _lent(self) -> Iterator[tuple[Training, Live]]:
         """The rebuilt training, with no hook of ours on anything that it runs."""
         self._disarm()
-        self._next = max(self._next, self.steps + 1)
+        self._times.next = max(self._times.next, self.steps + 1)
         try:
             with rebuild(self) as lent:
                 yield lent
         finally:
-            # The diagnosis is no training time and no watching time.
-            self._mark, self._mark_step, self._own = time.perf_counter(), self.steps, 0.0
+            self._times.restart(self.steps)  # a diagnosis is neither training time nor watching time
 
-    def _live(self) -> Live:
-        view: Any = SimpleNamespace(model=self.inner, optimizer=self.optimizer, schedule=self.schedule)
-        live: Live = view
-        return live
+    # From here on: what runs inside the user's loop.
 
-    # What runs inside the user's loop. Every entry is guarded: a mistake of ours ends the watch, not the training.
-
-    def _guard(self, call: Callable[..., None], *arguments: Any) -> None:
+    def guarded(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Run a part of the watch and time it; a mistake of ours ends the watch, not the user's training."""
         if self.failure:
             return
-        started = time.perf_counter()
+        self._times.enter()
         try:
             call(*arguments)
-        except Exception as error:  # a mistake of ours must not end the user's training
+        except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"
             self._disarm()
             warnings.warn(
-                f"watching stopped after step {self.steps} ({self.failure}). The training goes on unchanged; "
-                "what was recorded stays. Please report this with the line above.",
+                f"watching stopped at step {self.steps} ({self.failure}). The training goes on unchanged, and what was recorded stays. "
+                "Please report this message.",
                 RuntimeWarning,
                 stacklevel=3,
             )
         finally:
-            self._own += time.perf_counter() - started
+            self._times.leave()
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._nested:
             self._depth += 1
-        if self._look is not None:
-            closure = len(args) > 1 and args[1] is not None or bool(kwargs.get("closure"))
-            self._guard(self._look.before_step, closure)
+        if self.looking is not None:
+            closure = (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None
+            self.calls.only_first = closure
+            self.guarded(self.looking.before_step, closure)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._nested:
             self._depth = max(self._depth - 1, 0)
             if self._depth:
                 return
-        if self._block is not None:
+        if self.looking is not None:
+            self.guarded(self.looking.after_step)
+        if self._block is None:
+            self._count()
+        else:
             self._block.fired = True
-            if self._look is not None:
-                self._guard(self._look.after_step)
-            return
-        if self._look is not None:
-            self._guard(self._look.after_step)
-        self._count()
 
     def _count(self) -> None:
         """One optimizer step is over."""
         self.steps += 1
-        if self._look is not None:
-            self._guard(self._finish)
-        elif self.steps >= self._next:
-            self._guard(self._schedule)
+        if self.looking is not None:
+            self.guarded(self._finish)
+        elif self.steps >= self._times.next:
+            self.guarded(self._due)
+
+    def enter(self, block: Step) -> None:
+        """A step that the user marks begins."""
+        self._block = block
+        if block.batches and not self.explicit:
+            self.explicit = True
+            self._unhook()
+
+    def leave(self, block: Step, *, failed: bool) -> None:
+        """A step that the user marks is over."""
+        self._block = None
+        if failed:  # half a step is no step: look at the next one instead
+            if self.looking is not None:
+                self.guarded(self._arm, self.looking.kind)
+            return
+        found = getattr(self.optimizer, "found_inf", None) if self.looking is not None else None
+        block.skipped = not block.fired or (isinstance(found, Tensor) and bool(found.item()))
+        self.skipped_updates += block.skipped
+        if self.looking is not None:
+            self.guarded(self._keep_block, block)
+        self._count()
+
+    def _keep_block(self, block: Step) -> None:
+        for batch in block.batches:
+            self.calls.reservoir.add(self.steps, keep(batch))
+        if block.batches:
+            self.calls_per_step.append(len(block.batches))
+        if block.skipped and self.looking is not None:
+            self.looking.refused = True
 
     def _finish(self) -> None:
         """Write down what the look at this step found, and decide when to look again."""
-        started = time.perf_counter()
-        look, calls = self._look, self._calls
+        look = self.looking
         assert look is not None
+        record = {"step": self.steps - 1, "time": time.perf_counter() - self._times.started} | look.record()
+        if not self.explicit:
+            calls = self.calls.end()
+            self.calls.sample(self.steps - 1, calls)
+            if calls:
+                self.calls_per_step.append(1 if look.closure else len(calls))
+            self._tell_targets()
         self._disarm()
-        self._keep_batches(calls)
-        record = {"step": self.steps - 1, "time": started - self.started} | look.record()
-        if look.calls:
-            self.calls_per_step.append(look.calls)
-        if self._block is not None and self._block.skipped:
-            record["skipped"] = True
         self.records.append(record)
         if self.run is not None:
             self.run.append(record)
         if look.kind == "checkpoint":
-            self._keep_state()
-        own = self._own + time.perf_counter() - started
-        self._tick(own)
-        self.budget.spend(look.kind, own)
-        self._own -= time.perf_counter() - started  # the guard adds it once more
-        stride = max(1, self.steps // DENSE)
-        self._next = self.steps - 1 + stride
-        if self._next <= self.steps:
-            self._schedule()
+            self.snapshots.keep(self.steps)
+        self._times.looked(self.steps, look.kind)
+        if self._times.next <= self.steps:
+            self._due()
 
-    def _tick(self, own: float) -> None:
-        """Tell the budget how long the training itself took since the last time."""
-        now = time.perf_counter()
-        self.budget.trained(self.steps - self._mark_step, now - self._mark - own)
-        self._mark, self._mark_step, self._own = now, self.steps, 0.0
-
-    def _schedule(self) -> None:
-        """A look is due: take it at the coming step, or wait until it is affordable."""
-        started = time.perf_counter()
-        if self.steps > self._mark_step:
-            self._tick(self._own)
-        kind: Kind = "light"
-        if self.steps >= self._next_checkpoint and self.budget.affordable("checkpoint"):
-            kind = "checkpoint"
-        elif self.steps >= self._next_full and self.budget.affordable("full"):
-            kind = "full"
-        if self.budget.affordable(kind):
+    def _due(self) -> None:
+        """A look is due: take it at the coming step, if it is affordable."""
+        kind = self._times.choose(self.steps)
+        if kind is not None:
             self._arm(kind)
-            return
-        wait = self.budget.wait("light")
-        self._next = self.steps + wait
-        self.skipped += max(1, wait // max(1, self.steps // DENSE))
-        self._own += 0 * started
 
     def _arm(self, kind: Kind) -> None:
         """Look at the coming step: only now do the modules get hooks, so that most steps run without any."""
-        self._calls = []
-        self._look = Look(self, kind)
-        if kind != "light":
-            self._next_full = max(self.steps + 1, int(self.steps * 1.3))
-        if kind == "checkpoint":
-            self._next_checkpoint = 2 * self.steps
-        if not self.explicit:
-            self._handles.append(self.model.register_forward_pre_hook(_Hook(self._saw_input), with_kwargs=True))
-            self._handles.append(self.model.register_forward_hook(_Hook(self._saw_output), with_kwargs=True))
-            if isinstance(self.criterion, nn.Module):
-                self._handles.append(self.criterion.register_forward_hook(_Hook(self._saw_loss_module), with_kwargs=True))
+        self._disarm()
+        self.looking = Look(kind, self.optimizer, self._parameters(), self._losses, self._locate)
+        if self.explicit:
+            return
+        self._handles = [
+            self.model.register_forward_pre_hook(Hook(self._saw_input), with_kwargs=True),
+            self.model.register_forward_hook(Hook(self._saw_output)),
+        ]
+        if isinstance(self.criterion, nn.Module):
+            self._handles.append(self.criterion.register_forward_hook(Hook(self._saw_criterion), with_kwargs=True))
 
-    def _disarm(self) -> None:
-        self._look, self._calls = None, []
+    def _unhook(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
+    def _disarm(self) -> None:
+        self._unhook()
+        self.looking = None
+        self.calls.clear()
+
     def _saw_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled() and len(self._calls) < MOST_CALLS:
-            self._guard(lambda: self._calls.append(Call(keep(args), keep(kwargs))))
+        self.guarded(self.calls.inputs, args, kwargs)
 
-    def _saw_output(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if torch.is_grad_enabled() and self._calls and self._calls[-1].output is None:
-            self._calls[-1].output = output
+    def _saw_output(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.calls.output(output)
 
-    def _saw_loss_module(self, module: nn.Module, args: Any, kwargs: Any, loss: Any) -> None:
+    def _saw_criterion(self, module: nn.Module, args: Any, kwargs: Any, loss: Any) -> None:
         self.saw_loss(args, kwargs, loss)
 
     def saw_loss(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> None:
-        """Take note of one call of the user's loss; called from its hook or by `loss_fn`."""
-        if self._look is not None and self._calls and torch.is_grad_enabled():
-            self._guard(self._note_loss, args, kwargs, loss)
+        """Take note of one call of the user's loss."""
+        self.guarded(self.calls.loss, args, kwargs, loss)
 
-    def _note_loss(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> None:
-        call = self._calls[-1]
-        if call.targets is not None or not args:
-            return
-        if self.pick is None:
-            self.pick = find_pick(call.output, args[0])
-            self.unmatched = self.pick is None
-        call.targets, call.target_kwargs = keep(args[1:]), keep(kwargs)
-        call.loss = loss.detach() if isinstance(loss, Tensor) and loss.numel() == 1 else None
-        call.output = None  # it holds the graph
+    def _losses(self) -> list[Tensor]:
+        return [c.loss for c in self.calls.end() if c.loss is not None]
 
-    def end_calls(self) -> list[Call]:
-        """The calls of this step that a loss belongs to; a model that returns its own loss is recognised here."""
-        for call in self._calls:
-            if call.targets is None and call.output is not None and self.criterion is None:
-                self.own_loss = own_loss(call.output)
-                if self.own_loss is not None:
-                    loss = call.output
-                    for key in self.own_loss:
-                        loss = loss[key]
-                    call.targets, call.loss = (), loss.detach()
-            call.output = None
-        return [c for c in self._calls if c.targets is not None]
+    def _parameters(self) -> list[tuple[str, Tensor]]:
+        """The (name, parameter) pairs that the optimizer holds; looked up anew when it is given more."""
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if self._named[0] != len(held):
+            self._named = (len(held), [(n, p) for n, p in self.inner.named_parameters() if id(p) in held])
+        return self._named[1]
 
-    def _keep_batches(self, calls: list[Call]) -> None:
-        if self._block is not None and self._block.batches:
-            for batch in self._block.batches:
-                self.reservoir.add(self.steps - 1, keep(batch))
-            return
-        for call in calls:
-            if call.targets is None:
-                continue
-            if not call.kwargs and not call.target_kwargs and len(call.targets) == 1 and call.args:
-                self.reservoir.add(self.steps - 1, (*call.args, call.targets[0]))
-            else:
-                whole = {"args": call.args, "kwargs": call.kwargs, "targets": call.targets, "target_kwargs": call.target_kwargs}
-                self.reservoir.add(self.steps - 1, whole)
-        if calls and not len(self.reservoir) and self.recipe["data"] is None and not self._told_targets and not self.explicit:
+    def _locate(self) -> str | None:
+        """The first layer whose output is not finite, by one more forward pass; only the first time that it is asked."""
+        call = self.calls.first()
+        batch = self._block.batches[0] if self._block is not None and self._block.batches else None
+        if self._located or (call is None and batch is None):
+            return None
+        self._located = True
+        if call is not None:
+            return first_nonfinite_layer(self.inner, call.args, call.kwargs)
+        return first_nonfinite_layer(self.inner, (batch,), {}, self.recipe["batch_loss"] or model_on_batch)
+
+    def _tell_targets(self) -> None:
+        """Say early, and once, that what is seen will not do for a diagnosis."""
+        blind = not len(self.calls.reservoir) and self.recipe["data"] is None
+        if blind and not self._told_targets and self.recipe["batch_loss"] is None:
             self._told_targets = True
-            warnings.warn(
-                "the watch sees the model's inputs but no targets, so it could not diagnose this training. Before the loop, write "
-                "`loss_fn = watch.loss_fn` and call that, pass the loss as a module, or pass data=... to watch().",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
-    def _keep_state(self) -> None:
-        """Copy the state after this step; of the copies in between, the ones that crowd go first."""
-        state = State.capture(self._live(), self.steps)
-        self.states.append(state)
-        self._checkpoint_on_disk(state)
-        size = sum(t.numel() * t.element_size() for t in tree.leaves(state.parameters)) * 3
-        most = max(2, min(MOST_STATES, STATE_BYTES // max(size, 1)))
-        while len(self.states) > most:
-            steps = [s.step + 1 for s in self.states]
-            gaps = [steps[i + 1] / steps[i - 1] for i in range(1, len(steps) - 1)]
-            del self.states[1 + gaps.index(min(gaps))]
-        if self.run is not None:
-            self.run.thin({s.step for s in self.states})
-
-    def _checkpoint_on_disk(self, state: State) -> None:
-        if self.run is not None:
-            self.run.checkpoint(state)
-
-
-class Step:
-    """One optimizer step that the user marks: `with watch.step(batch) as s:`."""
-
-    def __init__(self, watch: Watch, batch: Any, scaler: Any) -> None:
-        self._watch, self.scaler = watch, scaler
-        self.batches: list[Any] = [] if batch is None else [batch]
-        self.fired = self.skipped = False
-
-    def __enter__(self) -> Self:
-        watch = self._watch
-        watch._block = self
-        if self.batches and not watch.explicit:
-            watch.explicit = True
-            look = watch._look
-            watch._disarm()
-            watch._look = look
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        watch = self._watch
-        try:
-            if kind is None:
-                watch._guard(self._close)
-                watch._count()
-            elif watch._look is not None:
-                watch._disarm()  # half a step is no step
-                watch._next = watch.steps
-        finally:
-            watch._block = None
-
-    def _close(self) -> None:
-        found = getattr(self._watch.optimizer, "found_inf", None)
-        self.skipped = not self.fired or (self._watch._look is not None and isinstance(found, Tensor) and bool(found.item()))
-        if self.skipped:
-            self._watch.skipped_updates += 1
-
-    def batch(self, batch: Any) -> None:
-        """Name one more batch that this step averages over."""
-        self.batches.append(batch)
-
-    def loss(self, loss: Tensor) -> None:
-        """Give the loss of one batch of this step, as it is before any scaling or division for accumulation."""
-        if self._watch._look is not None:
-            self._watch._guard(self._watch._look.losses.append, loss.detach())
-
-    def gradients(self) -> None:
-        """Say that the gradients of this step are complete and not yet clipped."""
-        if self._watch._look is not None:
-            self._watch._guard(self._watch._look.unclipped, self.scaler)
-
-
-class _Seen:
-    """The user's loss function, which tells the watch about its calls while a look is on."""
-
-    def __init__(self, function: Callable[..., Tensor], watch: Watch) -> None:
-        self.function, self._watch = function, watch
-        self.__name__ = getattr(function, "__name__", type(function).__name__)
-        self.__doc__ = function.__doc__
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = self.function(*args, **kwargs)
-        if self._watch._look is not None:
-            self._watch.saw_loss(args, kwargs, loss)
-        return loss
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Tensor]:
-        return self.function
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside a compiled one, or inside a wrapper for several ranks."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-def _nested(optimizer: Optimizer) -> bool:
-    """Whether `step` calls another `step` that fires the hooks too: a subclass of an optimizer that is in use itself."""
-    steps = [vars(c)["step"] for c in type(optimizer).__mro__ if "step" in vars(c)]
-    return sum(bool(getattr(s, "hooked", False)) for s in steps) > 1
+            warnings.warn(f"the watch can record this training but not diagnose it: {NO_TARGETS}", RuntimeWarning, stacklevel=2)

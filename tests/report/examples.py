@@ -16,7 +16,8 @@ def counterfactual(remedy: str, gain: float, half: float, **changes: Any) -> Cou
     grid = np.linspace(0, 1, 33)
     baseline = 2.3 - 0.05 * grid
     target = baseline[-1] - gain * (baseline[-1] - 0.02)
-    curve = target + (2.3 - target) * np.exp(-6 * grid)
+    with np.errstate(invalid="ignore"):
+        curve = target + (2.3 - target) * np.exp(-6 * grid)
     at = [int(s) for s in start + steps * grid]
     values: dict[str, Any] = {
         "explanation": f"The same training under {remedy}.",
@@ -66,10 +67,28 @@ def obstructed() -> Diagnosis:
         gain=0.97,
         gain_interval=(0.955, 0.981),
         evidence=(
-            evidence("step_stability", 0.00021, "The step is 0.00021 of the longest stable one (1 is the limit).", True, se=0.00003, n=64, step=400, rules_out=("step_too_large",)),
-            evidence("optimal_step_ratio", 1310.0, "Along the gradient the best step is 1310 ± 90 times as long.", True, se=90.0, n=32, step=400),
+            evidence(
+                "step_stability",
+                0.00021,
+                "The step is 0.00021 of the longest stable one (1 is the limit).",
+                True,
+                se=0.00003,
+                n=64,
+                step=400,
+                rules_out=("step_too_large",),
+            ),
+            evidence(
+                "optimal_step_ratio", 1310.0, "Along the gradient the best step is 1310 ± 90 times as long.", True, se=90.0, n=32, step=400
+            ),
             evidence("uphill_share", 0.0, "None of 400 steps went uphill.", True, n=400, rules_out=("low_gradient_snr", "step_too_large")),
-            evidence("taylor_error", 0.004, "The quadratic model predicts each step to 0.4%, so nothing is known of longer steps from it.", False, se=0.001, n=32),
+            evidence(
+                "taylor_error",
+                0.004,
+                "The quadratic model predicts each step to 0.4%, so nothing is known of longer steps from it.",
+                False,
+                se=0.001,
+                n=32,
+            ),
         ),
         remedy="Multiply the learning rate by 1000.",
         code="for group in optimizer.param_groups:\n    group['lr'] *= 1000",
@@ -87,7 +106,8 @@ def obstructed() -> Diagnosis:
         counterfactual="newton_krylov",
     )
     absent = tuple(
-        Finding(name, "absent", 0.95, says, evidence=(evidence("ratio", 0.31, says, False, se=0.02, n=64),)) for name, says in ABSENT.items()
+        Finding(name, "absent", 0.95, says, evidence=(evidence("ratio", 0.31, says, False, se=0.02, n=64),))
+        for name, says in ABSENT.items()
     )
     tried = (
         counterfactual("step_size(x1000)", 0.97, 0.013, code=finding.code),
@@ -102,11 +122,27 @@ def obstructed() -> Diagnosis:
         "digits:tiny-step",
         "obstructed",
         (finding, maybe, *absent),
-        Health(False, 0.99, "The loss fell by 2%; a remedy does far better.", (evidence("progress", 0.02, "The loss fell by 2.2% in 400 steps.", False, se=0.004, n=400),)),
+        Health(
+            False,
+            0.99,
+            "The loss fell by 2%; a remedy does far better.",
+            (evidence("progress", 0.02, "The loss fell by 2.2% in 400 steps.", False, se=0.004, n=400),),
+        ),
         tried,
         ("Curvature was measured on 512 of 1437 examples.", "3 of 40 measurements were skipped to keep to the budget of 5%."),
-        {"training": {"seconds": 3.1, "forward": 400, "backward": 400}, "diagnosis": {"seconds": 21.4, "forward": 9120, "backward": 5210}, "watch_share": 0.041},
-        {"gradoscope": "0.1.0", "torch": "2.13.0", "device": "cpu", "seed": 0, "target": "digits:tiny-step", "settings": {"budget": 0.05, "counterfactuals": True}},
+        {
+            "training": {"seconds": 3.1, "forward": 400, "backward": 400},
+            "diagnosis": {"seconds": 21.4, "forward": 9120, "backward": 5210},
+            "watch_share": 0.041,
+        },
+        {
+            "gradoscope": "0.1.0",
+            "torch": "2.13.0",
+            "device": "cpu",
+            "seed": 0,
+            "target": "digits:tiny-step",
+            "settings": {"budget": 0.05, "counterfactuals": True},
+        },
         _series(),
     )
 
@@ -161,7 +197,16 @@ def healthy() -> Diagnosis:
     steps = np.arange(0, 401, 10)
     train = 0.05 + 2.25 * np.exp(-steps / 60)
     tried = tuple(
-        counterfactual(name, gain, 0.012, loss_unchanged=0.05, loss_remedy=0.05 * (1 - gain), loss_before=2.3, curve=tuple(zip(steps.tolist(), (train * (1 - gain)).tolist(), strict=True)), baseline_curve=tuple(zip(steps.tolist(), train.tolist(), strict=True)))
+        counterfactual(
+            name,
+            gain,
+            0.012,
+            loss_unchanged=0.05,
+            loss_remedy=0.05 * (1 - gain),
+            loss_before=2.3,
+            curve=tuple(zip(steps.tolist(), (train * (1 - gain)).tolist(), strict=True)),
+            baseline_curve=tuple(zip(steps.tolist(), train.tolist(), strict=True)),
+        )
         for name, gain in [("step_size(x10)", -3.1), ("step_size(x0.1)", -0.4), ("batch_size(x4)", 0.006), ("newton_krylov", 0.009)]
     )
     return Diagnosis(
@@ -173,7 +218,9 @@ def healthy() -> Diagnosis:
             0.97,
             "The loss fell by 98%, and none of 4 alternatives does better.",
             (
-                evidence("progress", 0.98, "The loss fell from 2.30 to 0.05, steadily (Kendall's tau −0.96).", True, se=0.004, n=20, p=1e-9),
+                evidence(
+                    "progress", 0.98, "The loss fell from 2.30 to 0.05, steadily (Kendall's tau −0.96).", True, se=0.004, n=20, p=1e-9
+                ),
                 evidence("best_alternative", 0.009, "The best alternative removes 0.9% of the loss that is left.", True, se=0.006, n=360),
             ),
         ),
@@ -181,7 +228,15 @@ def healthy() -> Diagnosis:
         (),
         {"training": {"seconds": 3.0}, "diagnosis": {"seconds": 18.0}},
         {"torch": "2.13.0", "seed": 0},
-        {"loss": {"steps": steps.tolist(), "train": train.tolist(), "validation": (train * 1.2 + 0.03).tolist(), "batch_steps": [], "batch": []}},
+        {
+            "loss": {
+                "steps": steps.tolist(),
+                "train": train.tolist(),
+                "validation": (train * 1.2 + 0.03).tolist(),
+                "batch_steps": [],
+                "batch": [],
+            }
+        },
     )
 
 
@@ -191,7 +246,14 @@ def undetermined() -> Diagnosis:
         "runs/2024-11-21",
         "undetermined",
         (
-            Finding("low_gradient_snr", "undetermined", 0.5, "Noise is 40 times the mean gradient.", evidence=(evidence("noise_scale", 1600.0, "The noise asks for a batch of 1600.", True, se=210.0, n=64),), missing=("counterfactual",)),
+            Finding(
+                "low_gradient_snr",
+                "undetermined",
+                0.5,
+                "Noise is 40 times the mean gradient.",
+                evidence=(evidence("noise_scale", 1600.0, "The noise asks for a batch of 1600.", True, se=210.0, n=64),),
+                missing=("counterfactual",),
+            ),
             Finding("overfitting", "undetermined", 0.5, "There is no validation data.", missing=("validation data", "counterfactual")),
             Finding("saddle_point", "absent", 0.9, ABSENT["saddle_point"]),
         ),
@@ -225,15 +287,36 @@ def nasty() -> Diagnosis:
         (finding, Finding("bayes_floor", "undetermined", 0.5, NASTY * 4, missing=(NASTY,)), Finding("saddle_point", "absent", 0.5, NASTY)),
         Health(None, math.nan, NASTY, (evidence("x", np.array([1.0, math.nan]), NASTY),), (NASTY,)),
         (
-            counterfactual(NASTY, math.inf, math.nan, loss_unchanged=math.inf, curve=((0, 1.0), (1, math.nan), (2, math.inf)), baseline_curve=((0, 1.0), (1, 1e30)), code=NASTY),
+            counterfactual(
+                NASTY,
+                math.inf,
+                math.nan,
+                loss_unchanged=math.inf,
+                curve=((0, 1.0), (1, math.nan), (2, math.inf)),
+                baseline_curve=((0, 1.0), (1, 1e30)),
+                code=NASTY,
+            ),
             counterfactual("x" * 120, math.nan, math.nan, failed=NASTY, on="validation", curve=()),
         ),
         (NASTY,),
         {NASTY: {"seconds": math.inf, "list": [1, NASTY]}},
         {NASTY: NASTY, "deep": {NASTY: [NASTY]}},
         {
-            "loss": {"steps": [0, 1, 2, 3], "train": bad, "validation": [1.0, 2.0, math.nan, 1e300], "batch_steps": [0, 1], "batch": [math.inf, 1.0]},
-            "spectrum": {"step": 3, "eigenvalues": [1.0, math.nan], "residuals": [None, None], "grid": [0.0, 1.0], "density": [math.nan, 0.0], "learning_rate_limit": math.inf},
+            "loss": {
+                "steps": [0, 1, 2, 3],
+                "train": bad,
+                "validation": [1.0, 2.0, math.nan, 1e300],
+                "batch_steps": [0, 1],
+                "batch": [math.inf, 1.0],
+            },
+            "spectrum": {
+                "step": 3,
+                "eigenvalues": [1.0, math.nan],
+                "residuals": [None, None],
+                "grid": [0.0, 1.0],
+                "density": [math.nan, 0.0],
+                "learning_rate_limit": math.inf,
+            },
             "layers": {"names": [NASTY, "b" * 80, "c", NASTY], "sensitivity": bad, "dead": [0.5, None, 1.0, math.nan], "saturated": None},
             "taylor": {"steps": [0, 1, 2, 3], "actual": bad, "first": [1.0, 2.0, 3.0, 4.0], "second": bad},
             "line": {"alpha": [0.0, 1.0], "train": [math.inf, math.nan], "validation": [1.0, None]},

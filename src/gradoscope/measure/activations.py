@@ -17,13 +17,11 @@ from gradoscope.measure.sensitivity import layer_sensitivity
 
 __all__ = ["LayerSignal", "layer_sensitivity", "signal_statistics"]
 
-FLAT = frozenset("sign sgn floor ceil round trunc fix heaviside".split())
-TWO_SIDED = frozenset("sigmoid tanh softsign hardtanh hardsigmoid erf atan arctan clamp clip".split())
+FLAT = frozenset({"sign", "sgn", "floor", "ceil", "round", "trunc", "fix", "heaviside"})
+TWO_SIDED = frozenset({"sigmoid", "tanh", "softsign", "hardtanh", "hardsigmoid", "erf", "atan", "arctan", "clamp", "clip"})
 # Off for a part of their inputs by design: their zeros are no saturation, unless a unit is off on all samples.
-RECTIFIERS = frozenset(
-    "relu relu6 leaky_relu elu selu celu gelu silu mish softplus logsigmoid log_sigmoid threshold hardswish "
-    "clamp_min clamp_max softshrink hardshrink".split()
-)
+RECTIFIERS = frozenset({"relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "logsigmoid"})
+RECTIFIERS |= {"log_sigmoid", "threshold", "hardswish", "clamp_min", "clamp_max", "softshrink", "hardshrink"}
 SATURATED = 1e-3  # |derivative| below which an entry passes on next to nothing
 ZERO = 1e-6  # |derivative|, or relative spread of the output, that counts as none
 
@@ -158,7 +156,7 @@ class _Watch(TorchFunctionMode):
             slope = _slope(z, (lambda x: func(x, *args[1:], **kwargs)) if args else (lambda x: func(**(kwargs | {"input": x}))))
         elif z.requires_grad:
             # A gradient that the input has all the same tells a straight-through estimator from a hard step.
-            z.register_hook(lambda g: record.values.__setitem__("bypass", g.detach().abs().amax()))
+            _on_gradient(z, lambda g: record.values.__setitem__("bypass", g.abs().amax()))
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and result.is_floating_point():
             self._record(record, result)
@@ -172,8 +170,7 @@ class _Watch(TorchFunctionMode):
         if value.shape[0] > 1:
             record.values["std"] = _wide(value).var(dim=0).mean().sqrt()
         if output.requires_grad and not output.is_leaf:
-            # A hook on the tensor, not on the module, also works where the tensor is changed in place afterwards.
-            output.register_hook(lambda g: record.values.__setitem__("gradient", _rms(g.detach())))
+            _on_gradient(output, lambda g: record.values.__setitem__("gradient", _rms(g)))
         self.records.append(record)
 
     def results(self) -> list[LayerSignal]:
@@ -212,6 +209,15 @@ def _is_signal(z: Any) -> bool:
     return isinstance(z, Tensor) and z.is_floating_point() and z.dim() > 0 and not (z.is_leaf and z.requires_grad)
 
 
+def _on_gradient(t: Tensor, action: Callable[[Tensor], None]) -> None:
+    """Show the gradient of t to `action`. A hook on the tensor, not on the module, works before in-place changes too."""
+
+    def hook(g: Tensor) -> None:
+        action(g.detach())
+
+    t.register_hook(hook)  # type: ignore[no-untyped-call]
+
+
 def _in_backward() -> bool:
     """Whether a backward pass is running: activation checkpointing repeats forward passes there, seen already."""
     return bool(getattr(torch._C, "_current_graph_task_id", lambda: -1)() != -1)
@@ -223,17 +229,20 @@ def _wide(t: Tensor) -> Tensor:
 
 def _rms(t: Tensor) -> Tensor:
     dtype = torch.float32 if t.device.type == "mps" else torch.float64
-    return torch.linalg.vector_norm(t, dtype=dtype) / math.sqrt(max(1, t.numel()))
+    norm: Tensor = torch.linalg.vector_norm(t, dtype=dtype)
+    return norm / math.sqrt(max(1, t.numel()))
 
 
 def _slope(z: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor | None:
     """The derivative of an elementwise function at each entry of z, on a copy that in-place variants may write to."""
-    with torch.enable_grad():
+    # Activation checkpointing counts the tensors that are saved around here: these must not be among them.
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t), torch.enable_grad():
         x = z.detach().clone().requires_grad_()
         y = function(x.clone())
         if not isinstance(y, Tensor) or y.shape != x.shape or not y.requires_grad:
             return None
-        return torch.autograd.grad(y.sum(), x)[0]
+        slope: Tensor = torch.autograd.grad(y.sum(), x)[0]
+        return slope
 
 
 def _add_shares(record: _Record, output: Tensor, slope: Tensor | None, name: str) -> None:

@@ -280,13 +280,14 @@ def _squares(gradient: Callable[[int], list[Tensor]], permutations: int, paramet
 
 
 def _mean(like: Sequence[Tensor], value: Callable[[int], list[Tensor]], permutations: int) -> list[Tensor]:
-    """The mean over the permutations, summed in float64 so that equal values have exactly their own value as mean."""
+    """The mean over the permutations, as the first plus the mean distance from it: equal values have exactly their own as mean."""
+    first = value(1)
     wide = [torch.float64 if t.device.type != "mps" else torch.float32 for t in like]
     total = [torch.zeros_like(t, dtype=w) for t, w in zip(like, wide, strict=True)]
-    for j in range(1, permutations + 1):
-        for sum_, part in zip(total, value(j), strict=True):
-            sum_ += part
-    return [(sum_ / permutations).to(t.dtype) for sum_, t in zip(total, like, strict=True)]
+    for j in range(2, permutations + 1):
+        for sum_, part, start in zip(total, value(j), first, strict=True):
+            sum_ += part - start
+    return [start + (sum_ / permutations).to(start.dtype) for sum_, start in zip(total, first, strict=True)]
 
 
 def _squared(tensors: list[Tensor]) -> Tensor:

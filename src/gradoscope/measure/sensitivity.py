@@ -114,7 +114,8 @@ def _per_example(objective: Objective, layers: list[list[int]], batch: Any, inde
 
     attempts: list[tuple[Callable[[], Tensor], str]] = []
     if index and _named_by_model(objective):
-        attempts.append((lambda: _vectorised(objective, reduced, tree.take(batch, torch.tensor(index))), "per-example gradients, vectorised"))
+        rows = tree.take(batch, torch.tensor(index))
+        attempts.append((lambda: _vectorised(objective, reduced, rows), "per-example gradients, vectorised"))
     if index:
         attempts.append((lambda: _one_by_one(objective, reduced, batch, index, seed), "per-example gradients, one by one"))
     for attempt, method in attempts:

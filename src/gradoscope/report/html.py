@@ -22,21 +22,63 @@ _GLYPH = {"obstructed": "!", "healthy": "✓", "undetermined": "?", "present": "
 
 # (name, title, how to read it, what to say where there is nothing to draw, function, whether it takes the full width)
 _FIGURES: tuple[tuple[str, str, str, str, Callable[[Diagnosis], go.Figure | None], bool], ...] = (
-    ("loss", "Loss, and what it would have been", "Grey is the training as it ran; each colour is the same training, same data order, under one change.",
-     "Loss curve: no loss was recorded.", figures.loss, True),
-    ("gains", "What each change was worth", "0% is the unchanged training, 100% all the loss that was left to remove. Whiskers: 95% intervals.",
-     "Gains: no counterfactual was run to its end.", figures.gains, True),
-    ("layers", "What reaches each layer", "From input to output. A fall over many powers of ten means that early layers get no signal.",
-     "Layers: no per-layer signal was measured.", figures.layers, True),
-    ("spectrum", "Curvature", "Bars mark the outermost eigenvalues. A step is unstable where an eigenvalue exceeds 2 / learning rate.",
-     "Spectrum: no curvature was measured.", figures.spectrum, False),
-    ("taylor", "Predicted and actual change per step", "On the diagonal the local model is exact. Points far from it: the step is longer than the model reaches.",
-     "Taylor prediction: no steps were compared with their prediction.", figures.taylor, False),
-    ("line", "Straight from start to end", "The loss between the first parameters and the last. A hump is a barrier that the training went around.",
-     "Line: the loss between start and end was not measured.", figures.line, False),
-    ("permutation", "Does the gradient know the targets?", "If the line lies within the bars, the gradient is the same whatever the targets are.",
-     "Permutation test: not made.", figures.permutation, False),
-)  # fmt: skip
+    (
+        "loss",
+        "Loss, and what it would have been",
+        "Grey is the training as it ran; each colour is the same training, same data order, under one change.",
+        "Loss curve: no loss was recorded.",
+        figures.loss,
+        True,
+    ),
+    (
+        "gains",
+        "What each change was worth",
+        "0% is the unchanged training, 100% all the loss that was left to remove. Whiskers: 95% intervals.",
+        "Gains: no counterfactual was run to its end.",
+        figures.gains,
+        True,
+    ),
+    (
+        "layers",
+        "What reaches each layer",
+        "From input to output. A fall over many powers of ten means that early layers get no signal.",
+        "Layers: no per-layer signal was measured.",
+        figures.layers,
+        True,
+    ),
+    (
+        "spectrum",
+        "Curvature",
+        "Bars mark the outermost eigenvalues. A step is unstable where an eigenvalue exceeds 2 / learning rate.",
+        "Spectrum: no curvature was measured.",
+        figures.spectrum,
+        False,
+    ),
+    (
+        "taylor",
+        "Predicted and actual change per step",
+        "On the diagonal the local model is exact. Points far from it: the step is longer than the model reaches.",
+        "Taylor prediction: no steps were compared with their prediction.",
+        figures.taylor,
+        False,
+    ),
+    (
+        "line",
+        "Straight from start to end",
+        "The loss between the first parameters and the last. A hump is a barrier that the training went around.",
+        "Line: the loss between start and end was not measured.",
+        figures.line,
+        False,
+    ),
+    (
+        "permutation",
+        "Does the gradient know the targets?",
+        "If the line lies within the bars, the gradient is the same whatever the targets are.",
+        "Permutation test: not made.",
+        figures.permutation,
+        False,
+    ),
+)
 
 
 def save_html(diagnosis: Diagnosis, path: str | Path) -> None:
@@ -69,7 +111,9 @@ def render_html(diagnosis: Diagnosis) -> str:
     """
     folder = files("gradoscope.report")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters.update(percent=words.percent, number=words.number, obstacle=words.obstacle, phrase=words.phrase, clean=words.clean, interval=words.interval)
+    environment.filters.update(
+        percent=words.percent, number=words.number, obstacle=words.obstacle, phrase=words.phrase, clean=words.clean, interval=words.interval
+    )
     template = environment.from_string(folder.joinpath("page.html.jinja").read_text(encoding="utf-8"))
     drawn = [(spec, spec[4](diagnosis)) for spec in _FIGURES]
     shown = [_figure(*spec, figure) for spec, figure in drawn if figure is not None]
@@ -130,7 +174,13 @@ def _facts(diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
             facts.append((f"{tried.on.capitalize()} loss, {tried.steps} steps", change, "unchanged → with the remedy"))
         facts.append(("Confidence", words.percent(first.confidence), f"in {words.phrase(first.obstacle)}"))
     else:
-        facts.append(("Confidence", words.percent(diagnosis.healthy.confidence), "that this training is healthy" if diagnosis.healthy.holds else "in its health"))
+        facts.append(
+            (
+                "Confidence",
+                words.percent(diagnosis.healthy.confidence),
+                "that this training is healthy" if diagnosis.healthy.holds else "in this verdict",
+            )
+        )
     counts = {s: sum(1 for f in diagnosis.findings if f.status == s) for s in ("present", "undetermined", "absent")}
     facts.append(("Obstacles looked for", str(len(diagnosis.findings)), ", ".join(f"{n} {s}" for s, n in counts.items() if n)))
     if diagnosis.present:
@@ -148,7 +198,11 @@ def _actions(diagnosis: Diagnosis) -> list[dict[str, str]]:
         tried = words.confirming(diagnosis, f)
         code = f.code or (tried.code if tried is not None else "")
         worth, within = words.percent(f.gain), words.interval(f.gain_interval)
-        why = f"Removed {worth} of the remaining excess loss when it was tried{f' (95% interval {within})' if within else ''}." if worth != "–" else ""
+        why = (
+            f"Removed {worth} of the remaining excess loss when it was tried{f' (95% interval {within})' if within else ''}."
+            if worth != "–"
+            else ""
+        )
         actions.append({"say": f.remedy or (tried.explanation if tried else ""), "why": why, "code": words.clean(code).strip("\n")})
     unsettled: dict[tuple[str, ...], list[str]] = {}
     for f in diagnosis.findings:
@@ -157,7 +211,9 @@ def _actions(diagnosis: Diagnosis) -> list[dict[str, str]]:
     for missing, names in unsettled.items():  # one entry per gap: a missing counterfactual often leaves many findings open
         actions.append({"say": f"Settle {', '.join(names)}.", "why": f"Missing: {'; '.join(missing)}.", "code": ""})
     if diagnosis.present:
-        actions.append({"say": "Diagnose again.", "why": "One obstacle can hide another: apply the change, then run the same diagnosis.", "code": ""})
+        actions.append(
+            {"say": "Diagnose again.", "why": "One obstacle can hide another: apply the change, then run the same diagnosis.", "code": ""}
+        )
     elif diagnosis.healthy.missing:
         actions.append({"say": "Settle whether it is healthy.", "why": f"Missing: {'; '.join(diagnosis.healthy.missing)}.", "code": ""})
     return [a for a in actions if a["say"]]
@@ -173,7 +229,11 @@ def _card(diagnosis: Diagnosis, finding: Finding) -> dict[str, Any]:
         "summary": words.clean(finding.summary),
         "gain": words.gain(finding.gain, finding.gain_interval),
         "bar": _bar(finding.gain, finding.gain_interval),
-        "sides": [(t, kept) for t, side in (("For", True), ("Against", False), ("Also seen", None)) if (kept := [p for p in proofs if p["supports"] is side])],
+        "sides": [
+            (t, kept)
+            for t, side in (("For", True), ("Against", False), ("Also seen", None))
+            if (kept := [p for p in proofs if p["supports"] is side])
+        ],
         "rules_out": sorted({name for e in finding.evidence for name in e.rules_out}),
         "missing": [words.clean(m) for m in finding.missing],
         "remedy": words.clean(finding.remedy),
@@ -217,7 +277,14 @@ def _bar(value: float | None, bounds: tuple[float, float] | None) -> dict[str, f
         return round(100 * (min(max(x, left), right) - left) / (right - left), 2)
 
     start, end = sorted((place(0.0), place(value)))
-    return {"zero": place(0.0), "left": start, "width": end - start, "low": place(low), "span": round(place(high) - place(low), 2), "negative": float(value < 0)}
+    return {
+        "zero": place(0.0),
+        "left": start,
+        "width": end - start,
+        "low": place(low),
+        "span": round(place(high) - place(low), 2),
+        "negative": float(value < 0),
+    }
 
 
 def _order(c: Counterfactual) -> tuple[bool, float]:

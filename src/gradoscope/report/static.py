@@ -2,11 +2,13 @@
 
 import io
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from gradoscope.diagnosis import Counterfactual, Diagnosis
 from gradoscope.errors import Usage
@@ -20,7 +22,7 @@ __all__ = ["save_figure"]
 _INK, _MUTED, _GRID = "#343a46", "#6d7583", "#e3e6ea"
 _PALETTE = ("#0f7bbf", "#d55e00", "#009e73", "#c071a0", "#dd9500")  # Okabe and Ito
 _FORMATS = (".svg", ".png", ".pdf")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "font.family": "sans-serif",
     "text.color": _INK,
@@ -51,15 +53,16 @@ def save_figure(diagnosis: Diagnosis, path: str | Path, *, width: float = 11.0, 
         raise Usage(f"a figure is written as {', '.join(_FORMATS)}; {str(path)!r} ends in {ending or 'nothing'}.")
     out = io.BytesIO()
     with matplotlib.rc_context(_STYLE):  # a context and no pyplot: the user's own figures and settings stay as they are
-        figure = Figure(figsize=(width, height), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.08, wspace=0.06)
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.08, wspace=0.06))
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
         _title(figure, diagnosis)
         tried = [c for c in best_counterfactuals(diagnosis, 99) if not c.failed and math.isfinite(c.gain)]
         _loss(left, diagnosis, tried[:4])
         _gains(right, tried[:7])
         options: dict[str, Any] = {"metadata": {"Date": None}} if ending == ".svg" else {"dpi": 160} if ending == ".png" else {}
-        figure.savefig(out, format=ending[1:], facecolor="white", **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # a name in letters that the font lacks is drawn as boxes
+            figure.savefig(out, format=ending[1:], facecolor="white", **options)
     write_bytes(path, out.getvalue())
 
 
@@ -78,7 +81,9 @@ def _loss(axes: Any, diagnosis: Diagnosis, tried: list[Counterfactual]) -> None:
     for name, dash in (("train", "-"), ("validation", "--")):
         values = [math.nan if v is None else v for v in data.get(name) or ()]
         if any(math.isfinite(v) for v in values):
-            axes.plot(data["steps"][: len(values)], values, dash, color=_INK, lw=2.2, label={"train": "training, as it ran"}.get(name, name))
+            axes.plot(
+                data["steps"][: len(values)], values, dash, color=_INK, lw=2.2, label={"train": "training, as it ran"}.get(name, name)
+            )
     axes.set_xlabel("optimizer step")
     axes.set_title("Loss, and what it would have been", loc="left", fontsize=11, color=_MUTED)
     low, high = _robust(axes)
@@ -105,8 +110,11 @@ def _gains(axes: Any, tried: list[Counterfactual]) -> None:
         colour = "#009e73" if low > 0 else "#d55e00" if high < 0 else "#a3aab5"
         axes.barh(y, c.gain, height=0.36, color=colour)
         axes.plot([low, high], [y, y], color=_INK, lw=1.4, marker="|", ms=6)
-        axes.text(0.0, y + 0.27, clip(c.remedy, 30), fontsize=9.5, transform=axes.get_yaxis_transform(), va="bottom")
-        axes.text(1.0, y + 0.27, as_percent(c.gain), fontsize=9.5, transform=axes.get_yaxis_transform(), va="bottom", ha="right", color=_MUTED)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+        axes.text(0.0, y + 0.27, clip(c.remedy, 30), fontsize=9.5, transform=axes.get_yaxis_transform(), va="bottom", bbox=box)
+        axes.text(
+            1.0, y + 0.27, as_percent(c.gain), fontsize=9.5, transform=axes.get_yaxis_transform(), va="bottom", ha="right", color=_MUTED
+        )
     axes.axvline(0.0, color=_INK, lw=1.2, zorder=0)
     axes.set_xlim(max(min(-0.06, *(c.gain * 1.1 for c in rows)), -1.0), max(1.0, *(min(c.gain * 1.05, 1.5) for c in rows)))
     axes.set_ylim(-0.5, len(rows) - 0.2)

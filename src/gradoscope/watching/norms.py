@@ -30,7 +30,7 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
             groups.setdefault((t.device, t.dtype), []).append(i)
         for (_, dtype), places in groups.items():
             wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else None
-            found = torch._foreach_norm([dense[i] for i in places], 2, dtype=wide) if wide else torch._foreach_norm([dense[i] for i in places], 2)
+            found = torch._foreach_norm([dense[i] for i in places], 2, dtype=wide)
             for i, value in zip(places, found, strict=True):
                 out[i] = value
         first = dense[0].device

@@ -2,10 +2,11 @@
 
 import math
 import statistics
+import time
 from collections import defaultdict, deque
 from typing import Literal
 
-__all__ = ["Budget", "Kind"]
+__all__ = ["Budget", "Kind", "Timetable"]
 
 # "light": loss, gradient norm, learning rates. "full": also per layer, and how far the weights moved.
 # "checkpoint": also a copy of the whole state.
@@ -13,6 +14,7 @@ Kind = Literal["light", "full", "checkpoint"]
 
 SAFETY = 0.8  # what the timers cannot see: cold caches, the slower call of a module that has hooks
 LIGHT_SHARE = 0.7  # of the budget; the rest is kept for the rare heavy looks, which would else never be affordable
+DENSE = 1000  # every step is due up to here, then ever fewer: 1,000 per e-fold of steps
 HOOK_SECONDS = 1e-6  # what a step costs that is only counted
 OUTLIER = 5.0  # a step that took this many times the median was a pause (a validation, a debugger), no training
 
@@ -64,6 +66,10 @@ class Budget:
         self._spent[_account(kind)] += seconds
         self._costs[kind].append(seconds)
 
+    def spend_idle(self, seconds: float) -> None:
+        """Note own time that was no look."""
+        self._spent["light"] += seconds
+
     def trained(self, steps: int, seconds: float) -> None:
         """Note that `steps` steps took `seconds`, own costs left out; a pause counts no more than a slow step."""
         if steps < 1:
@@ -105,3 +111,66 @@ class Budget:
 
 def _account(kind: Kind) -> str:
     return "light" if kind == "light" else "heavy"
+
+
+class Timetable:
+    """Says at which steps to look, and how closely; keeps the clock that the budget is charged by.
+
+    Light looks are due at every step at first, fuller ones at steps that grow by a third, checkpoints by doubling.
+
+    Attributes:
+        next: the step before which nothing needs to be asked.
+        skipped: looks that were due and that the budget did not allow.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget, self.next, self.skipped = budget, 0, 0
+        self._full, self._checkpoint = 0, 1
+        self._step = 0
+        self._own = 0.0
+        self._entered = self._mark = self.started = time.perf_counter()
+
+    def enter(self) -> None:
+        """Our own code begins."""
+        self._entered = time.perf_counter()
+
+    def leave(self) -> None:
+        """Our own code ends."""
+        self._own += time.perf_counter() - self._entered
+
+    def restart(self, step: int) -> None:
+        """Forget the time since the last step: it belonged neither to the training nor to watching it."""
+        self._mark = self._entered = time.perf_counter()
+        self._step, self._own = step, 0.0
+
+    def looked(self, step: int, kind: Kind) -> None:
+        """A look was taken, and `step` steps are done."""
+        self.budget.spend(kind, self._tick(step))
+        if kind != "light":
+            self._full = max(step, int(step * 4 / 3))
+        if kind == "checkpoint":
+            self._checkpoint = 2 * step
+        self.next = max(step, step - 1 + max(1, step // DENSE))
+
+    def choose(self, step: int) -> Kind | None:
+        """How to look at the coming step, or None where the budget allows no look yet."""
+        if step > self._step:
+            self.budget.spend_idle(self._tick(step))
+        if step >= self._checkpoint and self.budget.affordable("checkpoint"):
+            return "checkpoint"
+        if step >= self._full and self.budget.affordable("full"):
+            return "full"
+        if self.budget.affordable("light"):
+            return "light"
+        wait = self.budget.wait("light")
+        self.next = step + wait
+        self.skipped += max(1, wait // max(1, step // DENSE))
+        return None
+
+    def _tick(self, step: int) -> float:
+        """Tell the budget how long the training itself took since the last time; returns our own seconds since then."""
+        now = time.perf_counter()
+        own = self._own + now - self._entered
+        self.budget.trained(step - self._step, now - self._mark - own)
+        self._mark, self._step, self._own, self._entered = now, step, 0.0, now
+        return own

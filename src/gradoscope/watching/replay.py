@@ -1,9 +1,8 @@
-"""From what a watch saw, the training again: its batches, its loss as a function of the model, its learning rates."""
+"""From what was seen, the pieces of the training again: its loss as a function of the model, its learning rates, its clipping."""
 
 import copy
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,77 +13,7 @@ from gradoscope import tree
 from gradoscope.errors import CannotRun
 from gradoscope.guard import untouched
 
-__all__ = ["Call", "Pick", "Rates", "Reservoir", "clip_norm", "find_pick", "first_nonfinite_layer"]
-
-
-@dataclass(eq=False)
-class Call:
-    """One forward pass that was seen: the model's arguments, and what the loss got besides the output."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any = field(default=None, repr=False)
-    targets: tuple[Any, ...] | None = None
-    target_kwargs: dict[str, Any] = field(default_factory=dict)
-    loss: Tensor | None = None
-
-
-def keep(value: Any) -> Any:
-    """A copy of a batch on the CPU that shares no memory with the user's."""
-    return tree.map_tensors(lambda t: t.detach().to("cpu", copy=True), value)
-
-
-class Reservoir:
-    """A uniform sample of the batches that were seen, within a number and a size (algorithm R), in the order of the steps.
-
-    Its random numbers are its own: the global streams do not move.
-    """
-
-    def __init__(self, count: int = 64, size: int = 256 << 20) -> None:
-        self.count, self.size, self.seen = count, size, 0
-        self._random = random.Random(0)
-        self._kept: list[tuple[int, Any, int, Any]] = []
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def batches(self) -> list[Any]:
-        """The sample, first step first."""
-        return [batch for _, batch, *_ in sorted(self._kept, key=lambda item: item[0])]
-
-    def add(self, step: int, batch: Any) -> None:
-        """Offer a batch that shares no memory with the user's; a batch equal to a kept one is passed over."""
-        size = sum(t.numel() * t.element_size() for t in tree.leaves(batch))
-        mark = fingerprint(batch)
-        if any(m == mark and same(batch, kept) for _, kept, _, m in self._kept):
-            return
-        self.seen += 1
-        if len(self._kept) < self.count and (self._bytes + size <= self.size or not self._kept):
-            self._kept.append((step, batch, size, mark))
-            self._bytes += size
-            return
-        place = self._random.randrange(self.seen)
-        if place < len(self._kept) and self._bytes - self._kept[place][2] + size <= self.size:
-            self._bytes += size - self._kept[place][2]
-            self._kept[place] = (step, batch, size, mark)
-
-
-def fingerprint(batch: Any) -> tuple[Any, ...]:
-    """A few values of each tensor, equal for equal batches: comparing them first is cheap."""
-    marks = []
-    for t in tree.leaves(batch):
-        values = t.detach().reshape(-1)
-        marks.append((tuple(t.shape), *map(str, values[:: max(1, values.numel() // 16)][:16].tolist())))
-    return tuple(marks)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two batches hold equal tensors."""
-    first, second = list(tree.leaves(a)), list(tree.leaves(b))
-    return len(first) == len(second) and all(
-        x.shape == y.shape and x.dtype == y.dtype and torch.equal(x.detach().to(y.device), y) for x, y in zip(first, second, strict=True)
-    )
+__all__ = ["Pick", "Rates", "call_loss", "clip_norm", "copy_loss", "find_pick", "first_nonfinite_layer", "model_on_batch", "own_loss", "pair_loss"]
 
 
 # How a user's loop gets from a model's output to what the loss eats. `shape` is the shape that the loss got.
@@ -242,8 +171,19 @@ def _round(value: float) -> bool:
     return value > 0 and abs(float(f"{value:.2g}") / value - 1) < 2e-5
 
 
-def first_nonfinite_layer(model: nn.Module, forward: Callable[[], Any]) -> str | None:
-    """The name of the first layer whose output is not finite in one forward pass, or None; nothing is left changed."""
+def first_nonfinite_layer(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[..., Any] | None = None
+) -> str | None:
+    """The name of the first layer whose output is not finite in one forward pass, or None; nothing is left changed.
+
+    Args:
+        model: the module.
+        args: what it is called with.
+        kwargs: the same by name.
+        run: `run(model, *args, **kwargs)` runs it, instead of a plain call.
+
+    Cost: one forward pass.
+    """
     found: list[str] = []
     names = {id(m): n for n, m in model.named_modules() if not list(m.children())}
 
@@ -251,14 +191,23 @@ def first_nonfinite_layer(model: nn.Module, forward: Callable[[], Any]) -> str |
         if not found and any(t.is_floating_point() and not bool(t.isfinite().all()) for t in tree.leaves(output)):
             found.append(names[id(module)] or type(module).__name__)
 
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    args, kwargs = tree.to_device(args, device), tree.to_device(kwargs, device)
     handles = [m.register_forward_hook(look) for m in model.modules() if id(m) in names]
     try:
         with untouched(model), torch.no_grad():
-            forward()
+            model(*args, **kwargs) if run is None else run(model, *args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
     return found[0] if found else None
+
+
+def model_on_batch(model: nn.Module, batch: Any) -> Any:
+    """The model's output on a batch (x, y), or on a batch of arguments by name."""
+    if isinstance(batch, dict):
+        return model(**batch)
+    return model(*batch[:-1]) if isinstance(batch, (tuple, list)) and len(batch) > 1 else model(batch)
 
 
 def copy_loss(loss_fn: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:

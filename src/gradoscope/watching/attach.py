@@ -1,0 +1,110 @@
+"""How a watch holds on to the user's objects: hooks that stay behind in copies, the wrapped loss function, the marked step."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from gradoscope.watch import Watch
+
+__all__ = ["Hook", "SeenLoss", "Step", "nested_step", "unwrap"]
+
+
+class Hook:
+    """A module hook that stays behind when the module is copied or saved: its copies do nothing."""
+
+    def __init__(self, call: Callable[..., None] | None) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> None:
+        # Inside a compiled graph there is nothing to see, and looking would break the graph.
+        if self._call is not None and not torch.compiler.is_compiling() and torch.is_grad_enabled():
+            self._call(*arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Hook":
+        return Hook(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Hook, (None,))
+
+
+class SeenLoss:
+    """The user's loss function, which tells the watch about its calls while a step is looked at."""
+
+    def __init__(self, function: Callable[..., Tensor], watch: "Watch") -> None:
+        self.function, self._watch = function, watch
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+        self.__doc__ = function.__doc__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = self.function(*args, **kwargs)
+        if self._watch.looking and torch.is_grad_enabled():
+            self._watch.saw_loss(args, kwargs, loss)
+        return loss
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Tensor]:
+        return self.function
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_itself, (self.function,))
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+class Step:
+    """One optimizer step that the user marks: `with watch.step(batch) as s:`.
+
+    Attributes:
+        fired: whether the optimizer stepped.
+        skipped: whether the gradient scaler refused the step because of an overflow.
+    """
+
+    def __init__(self, watch: "Watch", batch: Any, scaler: Any) -> None:
+        self._watch, self.scaler = watch, scaler
+        self.batches: list[Any] = [] if batch is None else [batch]
+        self.fired = self.skipped = False
+
+    def __enter__(self) -> Self:
+        self._watch.enter(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._watch.leave(self, failed=kind is not None)
+
+    def batch(self, batch: Any) -> None:
+        """Name one more batch that this step averages over."""
+        self.batches.append(batch)
+
+    def loss(self, loss: Tensor) -> None:
+        """Give the loss of one batch of this step, as it is before any scaling, and before any division for accumulation."""
+        look = self._watch.looking
+        if look:
+            self._watch.guarded(look.losses.append, loss.detach())
+
+    def gradients(self) -> None:
+        """Say that the gradients of this step are complete and not yet clipped."""
+        look = self._watch.looking
+        if look:
+            self._watch.guarded(look.unclipped, self.scaler)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside a compiled one, or inside a wrapper for several ranks."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def nested_step(optimizer: Optimizer) -> bool:
+    """Whether `step` may call another `step` that fires the hooks too: a subclass of an optimizer that is itself in use."""
+    steps = [vars(c)["step"] for c in type(optimizer).__mro__ if "step" in vars(c)]
+    return sum(bool(getattr(s, "hooked", False)) for s in steps) > 1
