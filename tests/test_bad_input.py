@@ -105,7 +105,7 @@ CASES = {
         {"loss_fn": lambda o, t: (o - t) ** 2},
         ["must be a scalar", "(8, 1)", "reduction='mean'"],
     ),
-    "a loss that is a float": ({"loss_fn": lambda o, t: float(mse(o, t))}, ["scalar tensor", "float", "without .item()"]),
+    "a loss that is a float": ({"loss_fn": lambda o, t: mse(o, t).item()}, ["scalar tensor", "float", "without .item()"]),
     "a loss without a gradient": ({"model": Detached()}, ["requires_grad=False", "detach"]),
     "a loss that fails": ({"batch_loss": lambda m, b: b["x"], "loss_fn": None}, ["TypeError", "batch_loss(model, batch)"]),
 }
@@ -231,16 +231,19 @@ FILE = """
 
 
 @pytest.fixture
-def diagnosed(tmp_path, capsys):
+def diagnosed(tmp_path, capsys, monkeypatch):
     """Runs `gradoscope diagnose` on a function of FILE; returns (exit code, stdout, stderr)."""
     path = tmp_path / "bad.py"
     path.write_text(textwrap.dedent(FILE))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.delitem(sys.modules, "bad", raising=False)
 
     def run(function: str, *words: str):
         code = cli.main(["diagnose", f"{path}:{function}", *words])
         return code, *capsys.readouterr()
 
-    return run
+    yield run
+    sys.modules.pop("bad", None)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,9 @@ CASES = [(m, o, {}) for m in MODELS for o in OPTIMIZERS] + [
 
 @pytest.mark.parametrize("way", ["hooks", "marked"])
 @pytest.mark.parametrize(("model", "optimizer", "options"), CASES, ids=lambda v: str(v).strip("{}") if v else "plain")
-def test_training_is_bit_identical_with_and_without_watching(model: str, optimizer: str, options: dict[str, Any], way: str, tmp_path: Any) -> None:
+def test_training_is_bit_identical_with_and_without_watching(
+    model: str, optimizer: str, options: dict[str, Any], way: str, tmp_path: Path
+) -> None:
     with private_random(3):
         loop = Loop(model, optimizer, **options)
         loop.run(None)

@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from gradoscope import thresholds as T
 from gradoscope import tree
 from gradoscope.batches import Batches, make_batches
 from gradoscope.diagnosis import Counterfactual
@@ -288,9 +289,15 @@ class Case:
 
     @property
     def scale(self) -> float:
-        """All the loss that there was to remove: from where progress is counted to the best level reached."""
-        reached = min(self.best, self.start_level)
-        return max(self.start_level - reached, 1e-12 * max(1.0, abs(self.start_level)))
+        """All the loss that there was to remove: from where progress is counted to the best level reached.
+
+        At least a share of what the loss could fall at all: where no run has learnt anything, the differences between
+        them are noise, and no gain.
+        """
+        start = self.start_level
+        reached = min(self.best, start)
+        lowest = self.attainable if self.attainable is not None else min(reached, 0.0)
+        return max(start - reached, T.NOT_LEARNT / T.MATERIAL * (start - lowest), 1e-12 * max(1.0, abs(start)))
 
     @property
     def final(self) -> float:

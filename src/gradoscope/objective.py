@@ -15,7 +15,7 @@ from gradoscope.errors import CannotRun
 from gradoscope.guard import derive_seed, second_order_kernels, untouched
 from gradoscope.measurement import Cost
 
-__all__ = ["Objective", "flat"]
+__all__ = ["Objective", "asymmetry_limit", "flat"]
 
 BatchLoss = Callable[[nn.Module, Any], Tensor]
 
@@ -46,6 +46,7 @@ class Objective:
 
     Attributes:
         method: "autograd", or "finite differences" where second derivatives cannot be had or were found wrong; `why` says which.
+        verified: whether the double backward was found symmetric, as second derivatives are.
         keep_graph: whether `hvp` keeps the gradient's graph; switched off where memory does not allow it.
         difference_error: an upper estimate of the relative error of the finite differences so far, NaN before the first one.
         cost: the passes spent so far.
@@ -82,6 +83,7 @@ class Objective:
         self.cost = Cost()
         self.method = "autograd"
         self.why = ""
+        self.verified = False
         self.keep_graph = True
         self.difference_error = math.nan
         self._loss, self._context = loss, context
@@ -163,15 +165,14 @@ class Objective:
         """The gradient of a loss, None for each parameter that it does not depend on."""
         if not loss.requires_grad:
             return (None,) * len(self.parameters)
-        try:
-            return torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True)
-        except RuntimeError as error:
-            if "Checkpointing is not compatible" not in str(error):
-                raise
+        grads = torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True)
+        if any(g is None for g in grads) and _has_node(loss, "CheckpointFunctionBackward"):
+            # Parameters inside are no part of its graph: their gradients would silently be zero.
             raise CannotRun(
                 "the model uses reentrant activation checkpointing, through which gradients cannot be measured without "
                 "touching .grad. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-            ) from error
+            )
+        return grads
 
     def batch_gradients(self) -> Tensor:
         """The gradients of all batches, shape (K, dim). Cost: K forward and K backward passes."""
@@ -212,25 +213,30 @@ class Objective:
             self._graphs[k] = grads
         return grads
 
-    def hvp(self, vector: Tensor) -> Tensor:
+    def hvp(self, vector: Tensor, *, verify: bool = True) -> Tensor:
         r"""The Hessian-vector product $\nabla^2 J(\theta)\,v$, shape (dim,).
 
         The graph of the gradient is kept over calls until `release()` or until the parameters move. Where an operation
         has no double backward, the product falls back to central finite differences of gradients, and `method` says so.
+        The same goes where the double backward lies, as that of `once_differentiable` functions does and that of
+        torch's weight norm on the CPU: the first call tests $u^\top Hv=v^\top Hu$ with a random u, if `verify`.
 
-        Cost: K double backward passes (the first call adds K forward and K backward passes); by finite differences 2 K
+        Cost: K double backward passes (the first call adds K forward and K backward passes, and one more product); by finite differences 2 K
         forward and backward passes (up to 12 K where kinks are near; the first call adds K).
         """
-        return self._batch_products(vector, mean=True)
+        return self._batch_products(vector, mean=True, verify=verify)
 
     def batch_hvps(self, vector: Tensor) -> Tensor:
         r"""The products $\nabla^2 J_k(\theta)\,v$ of the batches one by one, shape (K, dim). Cost: as `hvp`."""
-        return self._batch_products(vector, mean=False)
+        return self._batch_products(vector, mean=False, verify=True)
 
-    def _batch_products(self, vector: Tensor, *, mean: bool) -> Tensor:
+    def _batch_products(self, vector: Tensor, *, mean: bool, verify: bool) -> Tensor:
         while self.method == "autograd":
             try:
-                return self._gather(self._hvp_autograd, vector, mean=mean)
+                products = self._gather(self._hvp_autograd, vector, mean=mean)
+                if not verify or self.verified or self._symmetric(vector, products if mean else products.mean(0)):
+                    return products
+                break
             except (RuntimeError, NotImplementedError) as error:
                 self._graphs.clear()
                 if not _out_of_memory(error):
@@ -245,6 +251,18 @@ class Objective:
                 self._here = self.gradient()
             return self._difference(self.gradient, self._here, vector)
         return self._gather(lambda k, v: self._difference(lambda: self.batch_gradient(k), self.batch_gradient(k), v), vector, mean=False)
+
+    def _symmetric(self, v: Tensor, hv: Tensor) -> bool:
+        """Test u'Hv = v'Hu with a random u, relative to the size that such products have."""
+        u = torch.randn(self.dim, generator=torch.Generator().manual_seed(derive_seed(self.seed, 201))).to(v)
+        hu = self._gather(self._hvp_autograd, u, mean=True)
+        u, hu, v, hv = u.double(), hu.double(), v.double(), hv.double()
+        size = float(u.norm() * hv.norm() + v.norm() * hu.norm()) / math.sqrt(self.dim)
+        error = abs(float(torch.dot(u, hv) - torch.dot(v, hu))) / size if size > 0 else 0.0
+        self.verified = not error > asymmetry_limit(self)
+        if not self.verified:
+            self.distrust(f"the double backward is not symmetric (by {error:.1%}), so it is wrong")
+        return self.verified
 
     def _gather(self, product: Callable[[int, Tensor], Tensor], vector: Tensor, *, mean: bool) -> Tensor:
         count = len(self.batches)
@@ -342,5 +360,29 @@ class Objective:
         return flat([p.detach().clone() for p in self.parameters], self.parameters)
 
 
+def _has_node(loss: Tensor, name: str) -> bool:
+    """Whether the graph of a loss has a node of this name."""
+    seen, ahead = set(), [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == name:
+            return True
+        seen.add(node)
+        ahead += [previous for previous, _ in node.next_functions]
+    return False
+
+
 def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+
+
+def asymmetry_limit(objective: Objective) -> float:
+    """Some 30 times the asymmetry by rounding of deep networks (tensor cores round to 1e-3), far below what a wrong derivative does."""
+    epsilon = max(torch.finfo(p.dtype).eps for p in objective.parameters)
+    if epsilon > 1e-6:
+        return 3e-2
+    if epsilon > 1e-12:
+        return 3e-5 if objective.parameters[0].device.type == "cpu" else 3e-3
+    return 1e-8

@@ -53,6 +53,10 @@ class Curvature:
     excess: float
 
 
+WHOLE = 2048  # rows up to which curvature is that of the whole data set
+WHOLE_FULL_BATCH = 20_000  # the same where every step sees it all anyway, and so can the measurements
+
+
 def window(case: Case) -> list[int]:
     """The checkpoints at which curvature is read: a tenth in, the middle and the end, and the start for a first step."""
     steps = {case.checkpoint(share) for share in (0.0, 0.1, 0.5, 1.0)}
@@ -66,32 +70,44 @@ def curvature(case: Case, step: int) -> Curvature:
 
 
 def _curvature(case: Case, live: Live, step: int) -> Curvature:
-    objective = case.objective(live, 512)
+    objective, others = _halves(case, live)
     loss = objective.loss()
     gradient = objective.gradient()
+    # Products of two independent estimates have no noise floor: the square of one gradient has.
+    twin = gradient if others is None else others.gradient()
     spectrum = extreme_eigenvalues(objective, k=1, tolerance=0.02, max_products=40, seed=case.seed)
     s = s_error = c = None
     rates = _metric(live, objective.named, gradient)
     if rates is not None and bool((rates > 0).any()):
-        scaled = spectrum if _constant(rates) else extreme_eigenvalues(
-            objective, k=1, tolerance=0.02, max_products=30, seed=case.seed, scale=rates
-        )  # fmt: skip
-        factor = float(rates[0]) if _constant(rates) else 1.0
+        scaled, factor = spectrum, float(rates[0])
+        if not _constant(rates):
+            scaled, factor = extreme_eigenvalues(objective, k=1, tolerance=0.02, max_products=30, seed=case.seed, scale=rates), 1.0
         limit = stability_limit(live.optimizer)
         s = 2 * factor * float(max(scaled.top[0], -scaled.bottom[0])) / limit
         s_error = 2 * factor * float(scaled.top_residuals[0]) / limit
-        move = rates * gradient
-        slope = float(gradient @ move)
-        c = 2 * float(move @ objective.hvp(move)) / slope / limit if slope > 0 else None
+        slope = float(gradient @ (rates * twin))
+        c = 2 * float((rates * gradient) @ objective.hvp(rates * twin)) / slope / limit if slope > 0 else None
     direction = spectrum.bottom_vectors[0].to(gradient)
     objective.release()
     negative = _rayleigh(case, live, direction)
     reference = case.attainable if case.attainable is not None else min(case.best, loss)
     excess = max(loss - reference, 0.0)
     magnitude = abs(spectrum.largest_magnitude)
-    norm = float(gradient.double().norm())
+    norm = math.sqrt(max(float(gradient.double() @ twin.double()), 0.0))
     gamma = norm / math.sqrt(2 * excess * magnitude) if excess > 0 and magnitude > 0 else math.inf if norm > 0 else 0.0
     return Curvature(step, spectrum, s, s_error or 0.0, c, gamma, norm, negative, excess)
+
+
+def _halves(case: Case, live: Live) -> tuple[Objective, Objective | None]:
+    """The training's objective on all its data where that is affordable, else on two samples that share no example."""
+    size = live.batches.size
+    affordable = size is not None and size <= (WHOLE_FULL_BATCH if live_full_batch(case) else WHOLE)
+    if affordable and size is not None:
+        return case.objective(live, size), None
+    parts = _parts(case, live, 1024, 2)
+    if len(parts) < 2:
+        return case.objective(live, 1024), None
+    return Objective.of(live, parts[:1], seed=7), Objective.of(live, parts[1:2], seed=8)
 
 
 def _constant(rates: Tensor) -> bool:
@@ -202,10 +218,33 @@ def _information(case: Case, live: Live) -> TargetInformation | None:
     return result
 
 
-def sensitivity(case: Case, step: int) -> Measurement:
-    """Per-layer sensitivity s_l = RMS over examples of |d loss_n / d theta_l| |theta_l| at a checkpoint."""
-    reading: Measurement = case.measure("sensitivity", step, lambda live: layer_sensitivity(case.objective(live, 32), n=32))
+def sensitivity(case: Case, step: int) -> dict[str, float]:
+    """Per-layer sensitivity s_l = RMS over examples of |d loss_n / d theta_l| |theta_l| at a checkpoint.
+
+    A layer that starts at or near zero is counted as large as a usual start would make it (its weights have a norm of
+    about the square root of the number of its outputs then): a zero start is no missing gradient. Layers without a
+    matrix (biases, normalisation) are left out unless there are no others.
+    """
+    reading: dict[str, float] = case.measure("sensitivity", step, lambda live: _sensitivity(case, live))
     return reading
+
+
+def _sensitivity(case: Case, live: Live) -> dict[str, float]:
+    objective = case.objective(live, 32)
+    measured = layer_sensitivity(objective, n=32)
+    matrices: dict[str, float] = {}
+    for name, p in objective.named:
+        if p.dim() > 1:
+            for layer in measured.value:
+                if name == layer or name.rpartition(".")[0] == layer or (not name.count(".") and layer == type(live.model).__name__):
+                    matrices[layer] = matrices.get(layer, 0.0) + p.shape[0]
+    kept = [layer for layer in measured.value if layer in matrices] or list(measured.value)
+    out = {}
+    for layer in kept:
+        usual = math.sqrt(matrices.get(layer, 1.0))
+        weight = float(measured.details["weight"][layer])
+        out[layer] = float(measured.details["gradient"][layer]) * (weight if weight > 1e-2 * usual else usual)
+    return out
 
 
 def signals(case: Case, step: int) -> list[LayerSignal]:

@@ -65,7 +65,7 @@ def _spectrum(case: Case) -> dict[str, Any]:
 
 def _layers(case: Case) -> dict[str, Any]:
     start = case.checkpoint(0.0)
-    sensitivity = readings.sensitivity(case, start).value
+    sensitivity = readings.sensitivity(case, start)
     signals = {s.name: s for s in readings.signals(case, start)}
     names = list(dict.fromkeys([*sensitivity, *signals]))
 

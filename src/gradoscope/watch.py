@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradoscope import tree
 from gradoscope.errors import CannotRun, Usage
 from gradoscope.store import Run
 from gradoscope.training import Live, Training, check_parameters

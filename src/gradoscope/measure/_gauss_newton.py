@@ -106,7 +106,7 @@ class GaussNewton:
     def _build(self, k: int) -> "_Parts":
         with torch.enable_grad():
             outputs, loss = self._run(k)
-            if any(z is loss for z in outputs):
+            if self.forward is None and any(z.dim() == 0 for z in outputs):
                 raise CannotRun(
                     "the model computes its own loss, so that its output cannot be told from it. Pass `forward(model, batch)` and "
                     "`loss_of_output(output, batch)`."

@@ -43,15 +43,18 @@ class ExplodingGradient(Obstacle):
         return Mechanism(grows or cliffs, 0.95, found)
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
+        # Each form of it has a remedy of its own: a start that grows is rescaled, steps off cliffs are clipped.
         tried: list[Counterfactual] = []
-        with case.live() as live:
-            layers = rescalable(live.model)
+        forms = {e.measurement.name for e in self.mechanism(case, known).evidence if e.supports}
         norms = np.array(case.baseline.gradient_norm)
         finite = norms[np.isfinite(norms)]
-        if len(finite):
+        if "gradient_norm_tail" in forms and len(finite):
             tried.append(case.trial(Clip(float(np.median(finite[: max(10, len(finite) // 2)])))))
-        if layers and (not tried or tried[-1].shortfall < T.MATERIAL):
-            tried.append(case.trial(Rescale()))
+        if forms & {"signal_growth", "gradient_growth"}:
+            with case.live() as live:
+                layers = rescalable(live.model)
+            if layers:
+                tried.append(case.trial(Rescale()))
         return tried
 
     def rivals(self, case: Case, best: Counterfactual) -> Evidence | None:

@@ -6,6 +6,7 @@ from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
 from gradoscope.remedies.larger_batch import LargerBatch
+from gradoscope.remedies.step_size import StepSize
 
 __all__ = ["OBSTACLE", "LowGradientSnr"]
 
@@ -53,8 +54,19 @@ class LowGradientSnr(Obstacle):
         start = case.checkpoint(0.5)
         steps = case.first + case.steps - start
         each = case.baseline.seconds / max(1, case.steps) * TIMES
-        affordable = int(case.budget_left() / 2 / max(each, 1e-9))
+        affordable = int(case.limit / 4 / max(each, 1e-9))
         return [case.trial(LargerBatch(TIMES), start=start, steps=max(min(steps, 60), min(steps, affordable)))]
+
+    def rivals(self, case: Case, best: Counterfactual) -> Evidence | None:
+        """Beyond the stability limit the step fails without noise too; averaging then only softens it."""
+        s = max((r.s for r in (readings.curvature(case, step) for step in readings.window(case)) if r.s is not None), default=None)
+        if s is None or s < T.STABILITY:
+            return None
+        smaller = max((case.trial(StepSize(f)) for f in (0.1, 0.01)), key=lambda c: c.loss_unchanged - c.loss_remedy)
+        if smaller.shortfall < best.shortfall:
+            return None
+        says = f"step size times largest curvature reaches {s:.3g}, beyond the limit of 2 without any noise, and {smaller.remedy} gains more"
+        return evidence("step_times_curvature", s, says, supports=False)
 
 
 OBSTACLE = LowGradientSnr()

@@ -5,6 +5,7 @@ from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
+from gradoscope.remedies.larger_batch import LargerBatch
 from gradoscope.remedies.step_size import StepSize
 
 __all__ = ["OBSTACLE", "StepTooLarge"]
@@ -52,6 +53,17 @@ class StepTooLarge(Obstacle):
             if not better and max(t.shortfall for t in tried) > T.MINOR:
                 break
         return tried
+
+    def rivals(self, case: Case, best: Counterfactual) -> Evidence | None:
+        """Where the step is within the stability limit, and averaging over more examples at the same step does as well, it is noise."""
+        s = max((r.s for r in (readings.curvature(case, step) for step in readings.window(case)) if r.s is not None), default=None)
+        if s is None or s >= T.STABILITY or readings.live_full_batch(case):
+            return None
+        averaged = case.trial(LargerBatch(16), start=case.checkpoint(0.5))
+        if averaged.shortfall < 2 / 3 * best.shortfall:
+            return None
+        says = f"{averaged.remedy} at the same step size gains {averaged.shortfall:.0%}: noise, and not the step, holds it"
+        return evidence(f"counterfactual {averaged.remedy}", averaged.shortfall, says, supports=False)
 
 
 OBSTACLE = StepTooLarge()

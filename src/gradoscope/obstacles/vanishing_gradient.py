@@ -26,7 +26,7 @@ class VanishingGradient(Obstacle):
         holds = False
         for step in dict.fromkeys((case.checkpoint(0.0), case.checkpoint(0.5))):
             reading = readings.sensitivity(case, step)
-            layers = {k: v for k, v in reading.value.items() if math.isfinite(v)}
+            layers = {k: v for k, v in reading.items() if math.isfinite(v)}
             if not layers:
                 continue
             low, high = min(layers, key=lambda k: layers[k]), max(layers, key=lambda k: layers[k])
@@ -52,7 +52,7 @@ class VanishingGradient(Obstacle):
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
         tried = []
-        blocked = all(v == 0 for v in readings.sensitivity(case, case.checkpoint(0.0)).value.values())
+        blocked = all(v == 0 for v in readings.sensitivity(case, case.checkpoint(0.0)).values())
         with case.live() as live:
             layers = rescalable(live.model)
         if layers and not blocked:

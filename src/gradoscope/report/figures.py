@@ -194,19 +194,16 @@ def layers(diagnosis: Diagnosis) -> go.Figure | None:
         rows=len(drawn), cols=1, shared_xaxes=True, vertical_spacing=0.28 / len(drawn), subplot_titles=[t for t, _, _ in drawn]
     )
     styled(figure, height=120 + 115 * len(drawn))
+    if not drawn[-1][2]:
+        figure.layout.annotations[-1].text = f"share of units: {', '.join(label for _, label, _ in drawn[-1][1])}"
     hover = [safe(clip(n, 60)) for n in names]
     for row, (_, lines, log) in enumerate(drawn, start=1):
         table = {label: [*column(data, key), *[None] * len(names)][: len(names)] for key, label, _ in lines}
         colours = [colour for _, _, colour in lines]
         _log_panel(figure, row, table, colours, hover) if log else _share_panel(figure, row, table, colours, hover)
-    every = max(1, math.ceil(len(names) / 24))
-    figure.update_xaxes(
-        tickvals=list(range(len(names)))[::every],
-        ticktext=[safe(clip(n, 18)) for n in labels[::every]],
-        tickangle=-40,
-        row=len(drawn),
-        col=1,
-    )
+    shown = range(0, len(names), max(1, math.ceil(len(names) / 24)))
+    ticks = [safe(clip(labels[i], 18)) for i in shown]
+    figure.update_xaxes(tickvals=list(shown), ticktext=ticks, tickangle=-40, row=len(drawn), col=1)
     figure.update_annotations(x=0, xanchor="left", font={"size": 13, "color": MUTED})
     figure.update_layout(
         barmode="group", bargap=0.35, hovermode="closest", margin={"t": 28, "b": 34 + 5 * min(max(map(len, labels)), 18), "l": 64}
@@ -299,7 +296,7 @@ def _log_panel(figure: go.Figure, row: int, table: dict[str, list[Any]], colours
     """Positive quantities by layer on a logarithmic axis; an exact zero is a cross on its lower edge."""
     positive = [math.log10(v) for values in table.values() for v in values if finite(v) and v > 0] or [0.0]
     middle = (max(positive) + min(positive)) / 2
-    half = max((max(positive) - min(positive)) / 2 + 0.3, 1.0)  # at least two decades, so that layers that are alike look alike
+    half = max(0.58 * (max(positive) - min(positive)) + 0.2, 1.0)  # at least two decades, so that layers that are alike look alike
     floor = 10 ** (middle - half)
     for (label, values), colour in zip(table.items(), colours, strict=True):
         shown = [v if finite(v) and v > 0 else floor * 10 ** (0.1 * half) if finite(v) else None for v in values]
@@ -310,6 +307,7 @@ def _log_panel(figure: go.Figure, row: int, table: dict[str, list[Any]], colours
             mode="lines+markers",
             line={"color": colour, "width": 2},
             marker={
+                "opacity": 1,
                 "size": [11 if finite(v) and v <= 0 else 8 for v in values],
                 "symbol": ["x" if finite(v) and v <= 0 else "circle" for v in values],
                 "color": [VERMILION if finite(v) and v <= 0 else colour for v in values],

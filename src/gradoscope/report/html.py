@@ -134,7 +134,7 @@ def render_html(diagnosis: Diagnosis) -> str:
         figures=shown,
         not_drawn=[spec[3] for spec, figure in drawn if figure is None],
         experiments=[_experiment(c) for c in sorted(diagnosis.counterfactuals, key=_order)],
-        cost=words.flatten(diagnosis.cost),
+        cost=[(name.removesuffix(" seconds"), text) for name, text in words.flatten(diagnosis.cost)],
         provenance=words.flatten(diagnosis.provenance),
         css=Markup(folder.joinpath("page.css").read_text(encoding="utf-8")),
         js=Markup(folder.joinpath("page.js").read_text(encoding="utf-8")),
@@ -186,8 +186,8 @@ def _facts(diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
     if diagnosis.present:
         return facts
     runs = len(diagnosis.counterfactuals)
-    seconds = diagnosis.cost.get("diagnosis", {}).get("seconds") if isinstance(diagnosis.cost.get("diagnosis"), dict) else None
-    facts.append(("Experiments", str(runs), f"in {words.duration(seconds)}" if seconds is not None else "counterfactual runs"))
+    seconds = dict(words.flatten(diagnosis.cost)).get("total seconds")
+    facts.append(("Experiments", str(runs), f"in {seconds}, everything included" if seconds is not None else "counterfactual runs"))
     return facts
 
 

@@ -13,7 +13,7 @@
     var narrow = plot.clientWidth < 520;
     spec.layout.showlegend = false;
     if (narrow && figure.id === "figure-layers") {
-      Object.keys(spec.layout).forEach(function (k) { if (k.indexOf("xaxis") === 0) { spec.layout[k].tickangle = -90; } });
+      Object.keys(spec.layout).forEach(function (k) { if (k.indexOf("xaxis") === 0) { upright(spec.layout[k]); } });
     }
     hidden(figure).forEach(function (i) { spec.data[i].visible = false; });
     legend(figure, spec.data);
@@ -24,6 +24,13 @@
     if (wanted) { setAxis(spec.layout, wanted); }
     return Plotly.react(plot, spec.data, spec.layout, { responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover",
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+  }
+
+  function upright(axis) {
+    axis.tickangle = -90;
+    if (!axis.tickvals) { return; }
+    var every = Math.ceil(axis.tickvals.length / 12);
+    ["tickvals", "ticktext"].forEach(function (key) { axis[key] = axis[key].filter(function (_, i) { return i % every === 0; }); });
   }
 
   function hidden(figure) {

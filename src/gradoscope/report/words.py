@@ -107,16 +107,16 @@ def number(value: object, digits: int = 3) -> str:
 def percent(value: object) -> str:
     """A share as a percentage; small ones keep two significant digits.
 
-    >>> percent(0.973), percent(0.0042), percent(-1.5), percent(None), percent(0.9996)
-    ('97%', '0.42%', '−150%', '–', '>99.9%')
+    >>> percent(0.973), percent(0.0042), percent(-1.5), percent(None), percent(0.9961), percent(0.9996)
+    ('97%', '0.42%', '−150%', '–', '99.6%', '>99.9%')
     """
     real = _real(value)
     if real is None:
         return _DASH
     if abs(real) > 1000:
         return ">1000-fold" if real > 0 else "<−1000-fold"
-    if 0.999 < real < 1.0:
-        return ">99.9%"
+    if 0.99 < real < 1.0:  # nearly all is not all
+        return f"{100 * real:.1f}%" if real < 0.9995 else ">99.9%"
     hundred = 100.0 * real
     text = f"{hundred:.0f}" if abs(hundred) >= 1 or abs(hundred) < 0.005 else f"{hundred:.2g}"
     return ("0" if text in ("-0", "0") else text.replace("-", "−")) + "%"
@@ -130,7 +130,8 @@ def interval(bounds: Sequence[object] | None) -> str:
     """
     if bounds is None or any(_real(b) is None for b in bounds):
         return ""
-    return f"{percent(bounds[0])} to {percent(bounds[1])}"
+    low, high = percent(bounds[0]), percent(bounds[1])
+    return f"{low} to {high}" if low != high else low
 
 
 def gain(value: object, bounds: Sequence[object] | None) -> str:
@@ -232,7 +233,7 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
             rows.append((name, ", ".join(number(v, 6) for v in value) or _DASH))
         else:
             last = clean(key).split("_")[-1]
-            rows.append((name, duration(value) if last == "seconds" else number(value, 6)))
+            rows.append((name, duration(value) if last == "seconds" else number(value, 4 if isinstance(value, float) else 6)))
     return rows
 
 
@@ -241,12 +242,14 @@ def summary_of_cost(cost: Mapping[str, Any]) -> str:
 
     >>> summary_of_cost({"training": {"seconds": 3.1, "forward": 400}, "share": 0.04})
     'training 3.1 s, forward 400 · share 0.04'
+    >>> summary_of_cost({"total_seconds": 7.78})
+    'total 7.78 s'
     """
     parts = []
     for key, value in cost.items():
-        rows = flatten(value) if isinstance(value, Mapping) else [("", flatten({key: value})[0][1])]
+        rows = flatten(value) if isinstance(value, Mapping) else [("", text) for _, text in flatten({key: value})]
         texts = [text if name in ("", "seconds") else f"{name} {text}" for name, text in rows]
-        parts.append(f"{clean(key).replace('_', ' ')} {', '.join(texts)}")
+        parts.append(f"{clean(key).removesuffix('_seconds').replace('_', ' ')} {', '.join(texts)}")
     return " · ".join(parts)
 
 

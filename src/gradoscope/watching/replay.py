@@ -13,7 +13,18 @@ from gradoscope import tree
 from gradoscope.errors import CannotRun
 from gradoscope.guard import untouched
 
-__all__ = ["Pick", "Rates", "call_loss", "clip_norm", "copy_loss", "find_pick", "first_nonfinite_layer", "model_on_batch", "own_loss", "pair_loss"]
+__all__ = [
+    "Pick",
+    "Rates",
+    "call_loss",
+    "clip_norm",
+    "copy_loss",
+    "find_pick",
+    "first_nonfinite_layer",
+    "model_on_batch",
+    "own_loss",
+    "pair_loss",
+]
 
 
 # How a user's loop gets from a model's output to what the loss eats. `shape` is the shape that the loss got.
