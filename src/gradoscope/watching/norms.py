@@ -33,10 +33,12 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
             found = torch._foreach_norm([dense[i] for i in places], 2, dtype=wide)
             for i, value in zip(places, found, strict=True):
                 out[i] = value
-        first = dense[0].device
         kept = [value.real if value.is_complex() else value for value in out if value is not None]
-        kind = torch.float64 if any(value.dtype == torch.float64 for value in kept) else torch.float32
-        return torch.stack([value.to(first, kind) for value in kept])
+        first, kinds = kept[0], {value.dtype for value in kept}
+        if len(kinds) > 1 or len(groups) > 1:
+            kind = torch.float64 if torch.float64 in kinds else torch.float32
+            kept = [value.to(first.device, kind) for value in kept]
+        return torch.stack(kept)
 
 
 def total(values: Sequence[float]) -> float:
