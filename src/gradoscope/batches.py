@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from gradoscope import tree
 from gradoscope.errors import CannotRun
-from gradoscope.guard import derive_seed, private_random
+from gradoscope.guard import derive_seed, private_random, random_fingerprint
 
 __all__ = ["Batches", "FunctionBatches", "RecordedBatches", "TensorBatches", "make_batches"]
 
@@ -83,12 +83,18 @@ class FunctionBatches:
     def __init__(self, function: Callable[[torch.Generator, int], Any], batch_size: int | None, seed: int) -> None:
         self.function, self.seed = function, seed
         self.batch_size = batch_size or DEFAULT_BATCH
+        self._uses_global: bool | None = None  # whether the function draws from the global streams; seen at its first call
 
     def _draw(self, n: int, *keys: int) -> Any:
         seed = derive_seed(self.seed, *keys)
         generator = torch.Generator().manual_seed(seed)
-        with private_random(seed):  # a function that ignores its generator is repeatable all the same
+        if self._uses_global is False:
             return self.function(generator, n)
+        with private_random(seed):  # a function that ignores its generator is repeatable all the same
+            before = random_fingerprint()
+            drawn = self.function(generator, n)
+            self._uses_global = self._uses_global or random_fingerprint() != before
+            return drawn
 
     def batch(self, i: int) -> Any:
         return self._draw(self.batch_size, STREAMS["train"], i)

@@ -221,8 +221,8 @@ class Objective:
         The same goes where the double backward lies, as that of `once_differentiable` functions does and that of
         torch's weight norm on the CPU: the first call tests $u^\top Hv=v^\top Hu$ with a random u, if `verify`.
 
-        Cost: K double backward passes (the first call adds K forward and K backward passes, and one more product); by finite differences 2 K
-        forward and backward passes (up to 12 K where kinks are near; the first call adds K).
+        Cost: K double backward passes (the first call adds K forward and K backward passes, and one more product);
+        by finite differences 2 K forward and backward passes (up to 12 K where kinks are near; the first call adds K).
         """
         return self._batch_products(vector, mean=True, verify=verify)
 

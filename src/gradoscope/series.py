@@ -67,7 +67,9 @@ def _layers(case: Case) -> dict[str, Any]:
     start = case.checkpoint(0.0)
     sensitivity = readings.sensitivity(case, start)
     signals = {s.name: s for s in readings.signals(case, start)}
-    names = list(dict.fromkeys([*sensitivity, *signals]))
+    with case.live(start) as live:
+        order = {name: i for i, (name, _) in enumerate(live.model.named_modules())}
+    names = sorted({*sensitivity, *signals}, key=lambda n: order.get(n, len(order)))
 
     def column(attribute: str) -> list[float | None]:
         return [getattr(signals[n], attribute) if n in signals else None for n in names]

@@ -141,8 +141,7 @@ class Watch:
         self.model, self.optimizer, self.schedule, self.budget, self.run, self.recipe = model, optimizer, schedule, budget, run, recipe
         self.inner, self.criterion = unwrap(model), loss_fn
         check_parameters(self.inner, optimizer)
-        plain = loss_fn is not None and not isinstance(loss_fn, nn.Module)
-        self.loss_fn: Callable[..., Tensor] | None = SeenLoss(loss_fn, self) if plain and loss_fn is not None else loss_fn
+        self.loss_fn = loss_fn if loss_fn is None or isinstance(loss_fn, nn.Module) else SeenLoss(loss_fn, self)
         self.calls = Calls(loss_fn, Reservoir(count=64 if recipe["data"] is None else 4))
         self.steps, self.skipped_updates, self.failure = 0, 0, ""
         self.records: list[dict[str, Any]] = []
@@ -175,6 +174,7 @@ class Watch:
     @property
     def overhead(self) -> float:
         """What watching took, as a share of the training's own time."""
+        self._times.settle(self.steps)
         return self.budget.overhead
 
     @property
@@ -186,6 +186,11 @@ class Watch:
     def batches(self) -> list[Any]:
         """The sample of the batches that were seen."""
         return self.calls.reservoir.batches()
+
+    @property
+    def blind(self) -> bool:
+        """Whether nothing was seen, or given, that the loss could be computed on again."""
+        return not len(self.calls.reservoir) and self.recipe["data"] is None
 
     def close(self) -> None:
         """Stop watching and remove every hook; what was recorded stays."""
@@ -331,7 +336,9 @@ class Watch:
             self.calls.sample(self.steps - 1, calls)
             if calls:
                 self.calls_per_step.append(1 if look.closure else len(calls))
-            self._tell_targets()
+            if not self._told_targets and self.blind:
+                self._told_targets = True
+                warnings.warn(f"the watch can record this training but not diagnose it: {NO_TARGETS}", RuntimeWarning, stacklevel=2)
         self._disarm()
         self.records.append(record)
         if self.run is not None:
@@ -355,11 +362,14 @@ class Watch:
         if self.explicit:
             return
         self._handles = [
-            self.model.register_forward_pre_hook(Hook(self._saw_input), with_kwargs=True),
-            self.model.register_forward_hook(Hook(self._saw_output)),
+            self.model.register_forward_pre_hook(
+                Hook(lambda module, args, kwargs: self.guarded(self.calls.inputs, args, kwargs)), with_kwargs=True
+            ),
+            self.model.register_forward_hook(Hook(lambda module, args, output: self.calls.output(output))),
         ]
         if isinstance(self.criterion, nn.Module):
-            self._handles.append(self.criterion.register_forward_hook(Hook(self._saw_criterion), with_kwargs=True))
+            seen = Hook(lambda module, args, kwargs, loss: self.saw_loss(args, kwargs, loss))
+            self._handles.append(self.criterion.register_forward_hook(seen, with_kwargs=True))
 
     def _unhook(self) -> None:
         for handle in self._handles:
@@ -370,15 +380,6 @@ class Watch:
         self._unhook()
         self.looking = None
         self.calls.clear()
-
-    def _saw_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.guarded(self.calls.inputs, args, kwargs)
-
-    def _saw_output(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.calls.output(output)
-
-    def _saw_criterion(self, module: nn.Module, args: Any, kwargs: Any, loss: Any) -> None:
-        self.saw_loss(args, kwargs, loss)
 
     def saw_loss(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> None:
         """Take note of one call of the user's loss."""
@@ -404,10 +405,3 @@ class Watch:
         if call is not None:
             return first_nonfinite_layer(self.inner, call.args, call.kwargs)
         return first_nonfinite_layer(self.inner, (batch,), {}, self.recipe["batch_loss"] or model_on_batch)
-
-    def _tell_targets(self) -> None:
-        """Say early, and once, that what is seen will not do for a diagnosis."""
-        blind = not len(self.calls.reservoir) and self.recipe["data"] is None
-        if blind and not self._told_targets and self.recipe["batch_loss"] is None:
-            self._told_targets = True
-            warnings.warn(f"the watch can record this training but not diagnose it: {NO_TARGETS}", RuntimeWarning, stacklevel=2)

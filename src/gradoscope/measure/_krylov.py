@@ -76,7 +76,7 @@ def lanczos(
 ) -> Krylov:
     r"""Build an orthonormal basis of $\mathrm{span}(q, Aq, A^2q, \dots)$ in which a symmetric A is tridiagonal.
 
-    Every new vector is orthogonalised against all earlier ones, twice, so that no eigenvalue appears as a ghost copy of
+    Every new vector is orthogonalised against all earlier ones, as often as it takes, so that no eigenvalue appears as a ghost copy of
     another. Where the space is invariant, a random start vector outside it takes over: further copies of multiple
     eigenvalues come from there.
 
@@ -123,14 +123,13 @@ def lanczos(
         product = matvec(rows[j]).detach().to(device, dtype)
         space.basis = rows[: j + 1]
         alpha = float(torch.dot(rows[j].double(), product.double()))
-        rest, overlap = _orthogonalise(product, space.basis)
+        linked = j > 0 and space.beta[-1] > 0
+        rest = product - alpha * rows[j] - (space.beta[-1] * rows[j - 1] if linked else 0.0)
+        rest, overlap = _orthogonalise(rest, space.basis)
         beta = _norm(rest)
         if not np.isfinite(alpha) or not np.isfinite(beta):
             raise CannotRun("the curvature is not finite here: look for NaN or infinity in the loss, its gradient or the parameters.")
-        overlap[j] = 0.0  # alpha is kept, what else there is beside beta is not
-        if j:
-            overlap[j - 1] -= space.beta[j - 1]
-        discarded = float(np.linalg.norm(overlap))
+        discarded = float(np.linalg.norm(overlap))  # alpha and beta are kept, what else there is along the basis is not
         space.scale = max(space.scale, abs(alpha), beta)
         space.asymmetry = max(space.asymmetry, discarded / space.scale if space.scale > 0 else 0.0)
         broken = beta <= 16 * epsilon * space.scale
@@ -138,9 +137,11 @@ def lanczos(
         space.beta = np.append(space.beta, 0.0 if broken else beta)
         if (stop is not None and stop(space)) or j + 1 == steps:
             break
-        # Dividing by a small norm magnifies what is left of the earlier vectors: hence once more after it.
-        rest = _normal(_orthogonalise(draw(), space.basis)[0] if broken else rest)
-        rows[j + 1] = _normal(_orthogonalise(rest, space.basis)[0])
+        following = _normal(_orthogonalise(draw(), space.basis)[0] if broken else rest)
+        if broken or beta < 1e-3 * _norm(product):
+            # Dividing by a small norm magnified what is left of the earlier vectors: hence once more.
+            following = _normal(_orthogonalise(following, space.basis)[0])
+        rows[j + 1] = following
         if broken:
             space.starts.append(j + 1)
     return space
@@ -155,10 +156,15 @@ def _normal(v: Tensor) -> Tensor:
 
 
 def _orthogonalise(v: Tensor, basis: Tensor) -> tuple[Tensor, np.ndarray]:
-    """Classical Gram-Schmidt, twice: what is left of v, and its coordinates in the basis."""
+    """Classical Gram-Schmidt, again where much of v was in the basis: what is left of v, and its coordinates in the basis."""
     total = torch.zeros(len(basis), dtype=torch.float64)
-    for _ in range(2):
+    before = _norm(v)
+    for _ in range(3):
         part = basis @ v
         v = v - part @ basis
         total += part.double().cpu()
+        after = _norm(v)
+        if after > 0.7 * before:
+            break
+        before = after
     return v, total.numpy()

@@ -176,7 +176,12 @@ def _done(space: Krylov, k: int, tolerance: float) -> bool:
     """
     if space.exhausted:
         return True
-    if space.size < k or len(space.starts) < (k if len(space.starts) > 1 or space.beta[-1] == 0 else 1):
+    invariant = space.beta[-1] == 0
+    if space.size < k or (len(space.starts) < k and (invariant or len(space.starts) > 1)):
+        return False
+    # Small residuals in a small space can miss an eigenvector that the start vector hardly contains.
+    dim = space.basis.shape[1]
+    if not invariant and space.size < (dim if dim <= 16 else 2 * k + 4):
         return False
     values, coefficients = space.ritz()
     residuals = space.residuals(coefficients)

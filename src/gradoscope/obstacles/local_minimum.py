@@ -5,6 +5,7 @@ from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
+from gradoscope.obstacles._floor import learnt
 from gradoscope.remedies.perturb import Perturb
 from gradoscope.remedies.restart import Restart
 from gradoscope.remedies.step_size import StepSize
@@ -28,6 +29,11 @@ class LocalMinimum(Obstacle):
         if others:
             says = f"{others[0]} keeps the training from any minimum"
             return Mechanism(False, known[others[0]].confidence, [evidence("other_obstacle", others[0], says, supports=False)])
+        if learnt(case) < T.NOT_LEARNT:
+            reading = readings.information(case, case.checkpoint(0.0))
+            if reading is not None and reading.p_value > 0.02:
+                says = f"already at the start the gradient does not know the targets (p = {reading.p_value:.2f}): no minimum of theirs was reached"
+                return Mechanism(False, 0.95, [evidence("target_information", reading.statistic, says, supports=False, p=reading.p_value)])
         last = max(readings.window(case))
         r = readings.curvature(case, last)
         near = r.gamma < T.GAMMA_CRITICAL

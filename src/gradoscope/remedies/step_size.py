@@ -15,11 +15,11 @@ class StepSize(Remedy):
 
     def __init__(self, factor: float) -> None:
         self.factor = float(factor)
-        self.name = f"step_size(x{self.factor:.3g})"
+        self.name = f"step_size(x{self.factor:g})"
         word = "larger" if factor > 1 else "smaller"
         times = factor if factor > 1 else 1 / factor
-        self.explanation = f"Every learning rate is {times:.3g} times {word}."
-        self.code = f"for group in optimizer.param_groups:\n    group['lr'] *= {self.factor:.3g}"
+        self.explanation = f"Every learning rate is {times:g} times {word}."
+        self.code = f"for group in optimizer.param_groups:\n    group['lr'] *= {self.factor:g}"
 
     def step_scale(self) -> float:
         return self.factor

@@ -76,7 +76,7 @@ class Budget:
         if steps < 1:
             return
         pace = max(seconds, 0.0) / steps
-        if len(self._pace) >= 3:
+        if self._pace:
             pace = min(pace, OUTLIER * self.step_seconds)
         self._pace.append(pace)
         self.training += pace * steps
@@ -144,6 +144,12 @@ class Timetable:
         self._mark = self._entered = time.perf_counter()
         self._step, self._own = step, 0.0
 
+    def settle(self, step: int) -> None:
+        """Bring the budget's account up to date, outside of the loop."""
+        if step > self._step:
+            self.enter()
+            self.budget.spend_idle(self._tick(step))
+
     def looked(self, step: int, kind: Kind) -> None:
         """A look was taken, and `step` steps are done."""
         self.budget.spend(kind, self._tick(step))
@@ -163,7 +169,8 @@ class Timetable:
             return "full"
         if self.budget.affordable("light"):
             return "light"
-        wait = self.budget.wait("light")
+        # The pace may change: ask again when as many steps more are done.
+        wait = min(self.budget.wait("light"), max(64, step))
         self.next = step + wait
         self.skipped += max(1, wait // max(1, step // DENSE))
         return None

@@ -61,7 +61,7 @@ def _loss_and_data(watch: "Watch") -> dict[str, Any]:
     data, batch_loss, calls = watch.recipe["data"], watch.recipe["batch_loss"], watch.calls
     loss_fn = copy_loss(watch.criterion)
     batches = watch.batches
-    if data is None and not batches:
+    if watch.blind:
         raise CannotRun(_no_batches(watch))
     if batch_loss is not None:
         return {"batch_loss": batch_loss, "data": batches if data is None else data}

@@ -173,8 +173,10 @@ def clip_norm(norms: Sequence[float]) -> float | None:
         return None
     top = max(finite)
     at_top = sum(n > top * (1 - 1e-4) for n in finite)
-    # Equal norms at every step would also come from one batch at a standing point, e.g. a learning rate of zero.
-    return float(f"{top:.5g}") if 0.2 * len(finite) <= at_top < len(finite) or (at_top == len(finite) and _round(top)) else None
+    if at_top < max(3, 0.2 * len(finite)):
+        return None
+    # Equal norms at every step also come from one batch at a standing point, e.g. a learning rate of zero.
+    return float(f"{top:.5g}") if at_top < len(finite) or _round(top) else None
 
 
 def _round(value: float) -> bool:
