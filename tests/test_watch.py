@@ -439,6 +439,27 @@ def test_our_own_mistake_ends_the_watch_and_not_the_training(monkeypatch: pytest
     assert not model._forward_hooks
 
 
+def test_warnings_as_errors_do_not_reach_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer, batches = make()
+    watched = watch(model, optimizer, nn.CrossEntropyLoss(), budget=ALL)
+    monkeypatch.setattr(Look, "after_step", lambda self: 1 / 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop(model, optimizer, watched.loss_fn, batches)
+    assert "ZeroDivisionError" in watched.failure
+    assert watched.steps == len(batches)
+
+
+def test_marked_steps_after_closing_do_nothing() -> None:
+    model, optimizer, batches = make()
+    watched = watch(model, optimizer, F.cross_entropy, budget=ALL)
+    marked(watched, batches[:2], clip=1.0)
+    watched.close()
+    marked(watched, batches, clip=1.0)
+    assert watched.steps == len(watched.records) == 2
+    assert watched.skipped_updates == 0
+
+
 def test_interruption_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
     model, optimizer, batches = make()
     watched = watch(model, optimizer, nn.CrossEntropyLoss(), budget=ALL)

@@ -23,9 +23,17 @@ DEFAULT_BATCH = 128
 class Batches(Protocol):
     """A source of batches that can be asked for any of them, in any order, any number of times."""
 
-    batch_size: int | None
-    size: int | None  # rows of a finite data set, None where data are sampled afresh or rows cannot be counted
-    per_epoch: int | None  # batches before the data repeat, None where they never do
+    @property
+    def batch_size(self) -> int | None:
+        """Rows per batch, None where they cannot be counted."""
+
+    @property
+    def size(self) -> int | None:
+        """Rows of a finite data set, None where data are sampled afresh or rows cannot be counted."""
+
+    @property
+    def per_epoch(self) -> int | None:
+        """Batches before the data repeat, None where they never do."""
 
     def batch(self, i: int) -> Any:
         """The batch of step i."""
@@ -212,9 +220,7 @@ def make_batches(data: Any, batch_size: int | None, seed: int, *, shuffle: bool 
     if isinstance(data, DataLoader):
         return RecordedBatches(data, seed)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        return RecordedBatches(
-            DataLoader(data, batch_size or DEFAULT_BATCH, shuffle=shuffle, collate_fn=default_collate), seed
-        )
+        return RecordedBatches(DataLoader(data, batch_size or DEFAULT_BATCH, shuffle=shuffle, collate_fn=default_collate), seed)
     if callable(data):
         return FunctionBatches(data, batch_size, seed)
     if hasattr(data, "__next__"):

@@ -72,7 +72,8 @@ class Trace:
         tail = [v for step, v in points if step > self.start][-TAIL:] or [points[-1][1]]
         if self.broke is not None:
             return np.full_like(points[0][1], math.inf)
-        return np.nan_to_num(np.mean(tail, axis=0), nan=math.inf, posinf=math.inf)
+        mean: np.ndarray = np.mean(tail, axis=0)
+        return np.asarray(np.nan_to_num(mean, nan=math.inf, posinf=math.inf))
 
 
 class Case:
@@ -115,9 +116,7 @@ class Case:
         self._traces: dict[tuple[str, int, int], Trace] = {}
         self._validated: dict[str, Counterfactual] = {}
         self._memo: dict[Any, Any] = {}
-        self.batches: Batches = make_batches(
-            training.data, training.batch_size, derive_seed(seed, 101), shuffle=training.shuffle
-        )
+        self.batches: Batches = make_batches(training.data, training.batch_size, derive_seed(seed, 101), shuffle=training.shuffle)
         self.validation = (
             None
             if training.validation is None
@@ -173,10 +172,10 @@ class Case:
         per_step = self.batches.batch_size or 1
         # A probe is passed forward some 20 times: a tenth of the training's own examples, in 256 to 2,048 rows.
         rows = int(np.clip(self.steps * per_step * self.training.accumulate / (10 * POINTS), 256, 2048))
-        train = Probe(self.training, self.batches.sample(rows, "probe"), "train")
+        train = Probe(live, self.batches.sample(rows, "probe"), "train")
         if self.validation is None:
             return train, None
-        return train, Probe(self.training, self.validation.sample(2048, "probe"), "eval")
+        return train, Probe(live, self.validation.sample(2048, "probe"), "eval")
 
     def _run(self, live: Live, start: int, steps: int, *, keep: bool = False, tell: bool = False, stop_above: float = math.inf) -> Trace:
         train, validation = self._memo["probes"]
@@ -275,7 +274,8 @@ class Case:
         """
         first = self.baseline.probe[0][1]
         first = np.where(np.isfinite(first), first, self.start_level)
-        return np.minimum(parts, first + self.scale)
+        capped: np.ndarray = np.minimum(parts, first + self.scale)
+        return capped
 
     @property
     def start_level(self) -> float:
@@ -415,13 +415,26 @@ class Case:
         t = float(stats.t.ppf(0.975, max(1, len(unchanged) - 1)))
         low, high = difference - t * se, difference + t * se
         judged = Counterfactual(
-            remedy=remedy.name, explanation=remedy.explanation, start=self.first, steps=self.steps,
-            gain=difference / gap, interval=(low / gap, high / gap), difference=difference, difference_se=se,
-            shortfall=difference / gap, shortfall_interval=(low / gap, high / gap),
-            loss_before=float(np.mean(self.baseline.validation[0][1][parts])), loss_unchanged=float(np.mean(unchanged)),
-            loss_remedy=float(np.mean(changed)), examples_ratio=1.0, curve=curve,
-            baseline_curve=self.baseline.curve("validation"), on="validation", failed=failed, code=remedy.code,
-        )  # fmt: skip
+            remedy=remedy.name,
+            explanation=remedy.explanation,
+            start=self.first,
+            steps=self.steps,
+            gain=difference / gap,
+            interval=(low / gap, high / gap),
+            difference=difference,
+            difference_se=se,
+            shortfall=difference / gap,
+            shortfall_interval=(low / gap, high / gap),
+            loss_before=float(np.mean(self.baseline.validation[0][1][parts])),
+            loss_unchanged=float(np.mean(unchanged)),
+            loss_remedy=float(np.mean(changed)),
+            examples_ratio=1.0,
+            curve=curve,
+            baseline_curve=self.baseline.curve("validation"),
+            on="validation",
+            failed=failed,
+            code=remedy.code,
+        )
         self._validated[remedy.name] = judged
         return judged
 
@@ -475,7 +488,9 @@ def _not_finite(live: Live) -> str:
 
     def hook(name: str) -> Any:
         def check(module: Any, inputs: Any, output: Any) -> None:
-            if not found and any(t.is_floating_point() and not bool(t.isfinite().all()) for t in tree.leaves(output) if isinstance(t, Tensor)):
+            if not found and any(
+                t.is_floating_point() and not bool(t.isfinite().all()) for t in tree.leaves(output) if isinstance(t, Tensor)
+            ):
                 found.append(f"output of {name or 'the model'}")
 
         return check

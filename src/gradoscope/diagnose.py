@@ -161,7 +161,10 @@ def _examine(obstacle: Obstacle, case: Case, known: dict[str, Finding]) -> Findi
         headroom = case.headroom or 0.0
         says = f"the training removed {1 - headroom:.1%} of all the loss that any model could; {headroom:.1%} is left"
         return obstacle.finding(
-            "absent", 0.97, "nothing material is left to gain", Mechanism(False, evidence=[evidence("headroom", headroom, says, supports=False)])
+            "absent",
+            0.97,
+            "nothing material is left to gain",
+            Mechanism(False, evidence=[evidence("headroom", headroom, says, supports=False)]),
         )
     try:
         return obstacle.examine(case, known)
@@ -169,7 +172,9 @@ def _examine(obstacle: Obstacle, case: Case, known: dict[str, Finding]) -> Findi
         if isinstance(error, torch.OutOfMemoryError):
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return obstacle.finding("undetermined", 0.5, "a measurement failed", Mechanism(None), missing=[f"a measurement that failed ({reason})"])
+        return obstacle.finding(
+            "undetermined", 0.5, "a measurement failed", Mechanism(None), missing=[f"a measurement that failed ({reason})"]
+        )
 
 
 def judge_health(case: Case, known: dict[str, Finding]) -> Health:
@@ -202,9 +207,19 @@ def judge_health(case: Case, known: dict[str, Finding]) -> Health:
     if not case.counterfactuals:
         return Health(None, 0.5, "it progresses; whether it could do materially better was not tried", tuple(found), ("counterfactual",))
     if share < T.MINOR:
-        return Health(True, 0.9, f"The loss went from {start:.4g} to {end:.4g}, and none of {len(tried)} alternatives ends materially lower.", tuple(found))
-    return Health(None, 0.5, f"an alternative ends {share:.0%} lower, but no cause could be confirmed", tuple(found),
-                  (f"the cause of a shortfall of {share:.0%}; it removed {removed:.0%} of what the best alternative does",))  # fmt: skip
+        return Health(
+            True,
+            0.9,
+            f"The loss went from {start:.4g} to {end:.4g}, and none of {len(tried)} alternatives ends materially lower.",
+            tuple(found),
+        )
+    return Health(
+        None,
+        0.5,
+        f"an alternative ends {share:.0%} lower, but no cause could be confirmed",
+        tuple(found),
+        (f"the cause of a shortfall of {share:.0%}; it removed {removed:.0%} of what the best alternative does",),
+    )
 
 
 def _drop(case: Case) -> Any:
@@ -223,7 +238,9 @@ def _drop(case: Case) -> Any:
 def ranked(findings: list[Finding]) -> tuple[Finding, ...]:
     """Present first by gain, then undetermined, then absent."""
     order = {"present": 0, "undetermined": 1, "absent": 2}
-    return tuple(sorted(findings, key=lambda f: (order[f.status], -(f.gain if f.status == "present" and f.gain is not None else 0.0), f.obstacle)))
+    return tuple(
+        sorted(findings, key=lambda f: (order[f.status], -(f.gain if f.status == "present" and f.gain is not None else 0.0), f.obstacle))
+    )
 
 
 def judge(findings: tuple[Finding, ...], health: Health) -> Verdict:

@@ -33,10 +33,14 @@ def derive_seed(*keys: int) -> int:
     return mixed >> 1
 
 
+def _cuda_in_use() -> bool:
+    return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def capture_random() -> RandomState:
     """The state of every global random stream: torch on each device in use, numpy, python."""
     state: RandomState = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if _cuda_in_use():
         state["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
@@ -47,7 +51,11 @@ def random_fingerprint() -> tuple[bytes, ...]:
     """What changes when somebody draws from a global random stream."""
     state = capture_random()
     numpy = state["numpy"]
-    parts = [state["torch"].numpy().tobytes(), numpy[1].tobytes() + bytes([numpy[2] % 256, numpy[2] // 256]), repr(state["python"]).encode()]
+    parts = [
+        state["torch"].numpy().tobytes(),
+        numpy[1].tobytes() + bytes([numpy[2] % 256, numpy[2] // 256]),
+        repr(state["python"]).encode(),
+    ]
     return (*parts, *(t.numpy().tobytes() for t in state.get("cuda", [])))
 
 
@@ -77,7 +85,7 @@ def private_random(seed: int | None = None) -> Iterator[None]:
 def seed_all(seed: int) -> None:
     """Seed the global streams that user code draws from; call it inside `private_random` only."""
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if _cuda_in_use():
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
@@ -135,12 +143,12 @@ def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
                 for p, value, version in parameters:
                     if p._version != version:
                         p.copy_(value)
-            for owner, name, buffer in buffers:
-                owner[name] = buffer
-            for p, grad, value in grads:
+            for owner, name, own in buffers:
+                owner[name] = own
+            for p, grad, kept in grads:
                 p.grad = grad
-                if grad is not None and value is not None and not _same(grad, value):
-                    grad.detach().copy_(value)
+                if grad is not None and kept is not None and not _same(grad, kept):
+                    grad.detach().copy_(kept)
             for module, mode in modes:
                 module.training = mode
             for p, flag in requires:
@@ -148,13 +156,14 @@ def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
                     p.requires_grad_(flag)
 
 
-def _lend_buffers(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+def _lend_buffers(model: nn.Module) -> list[tuple[dict[str, Tensor | None], str, Tensor]]:
     """Let the module write to copies of its buffers, and say how to put the buffers themselves back.
 
     Copies, and not copying back: batch normalisation keeps its running statistics in the graph of the gradient, which
     a write from outside would spoil.
     """
-    lent, copies = [], {}
+    lent: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+    copies: dict[int, Tensor] = {}
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -162,7 +171,7 @@ def _lend_buffers(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
                 copies.setdefault(id(buffer), buffer.detach().clone())
     for owner, name, buffer in lent:
         owner[name] = copies[id(buffer)]
-    return lent  # type: ignore[return-value]
+    return lent
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -72,11 +72,13 @@ def constant_loss(loss_fn: Callable[[Any, Any], Tensor], output: Tensor, target:
     for fit, judge in (halves, halves[::-1]):
         here, there = tree.take(target, fit), tree.take(target, judge)
 
-        def loss(c: Tensor, here: Any = here) -> Tensor:
-            return loss_fn(c.expand(len(range(*fit.indices(n))), *output.shape[1:]), here)
+        count, others = len(output[fit]), len(output[judge])
+
+        def loss(c: Tensor, here: Any = here, count: int = count) -> Tensor:
+            return loss_fn(c.expand(count, *output.shape[1:]), here)
 
         _, c = _minimise(loss, output[fit].mean(0, keepdim=True))
-        values.append(float(loss_fn(c.expand(len(range(*judge.indices(n))), *output.shape[1:]), there)))
+        values.append(float(loss_fn(c.expand(others, *output.shape[1:]), there)))
     value = sum(values) / 2
     return value if math.isfinite(value) else None
 

@@ -156,9 +156,7 @@ def scalar_of(live: Live, batch: Any, where: str) -> Tensor:
     if not isinstance(loss, Tensor):
         raise CannotRun(f"the loss must be a scalar tensor, but it is a {type(loss).__name__}. Return the tensor itself, without .item().")
     if loss.numel() != 1:
-        raise CannotRun(
-            f"the loss must be a scalar, but its shape is {tuple(loss.shape)}. Use reduction='mean', or .mean() at the end."
-        )
+        raise CannotRun(f"the loss must be a scalar, but its shape is {tuple(loss.shape)}. Use reduction='mean', or .mean() at the end.")
     return loss.reshape(())
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gradoscope import tree
 from gradoscope.guard import untouched
-from gradoscope.training import Live, Training, split
+from gradoscope.training import Live, split
 
 __all__ = ["Probe"]
 
@@ -25,8 +25,10 @@ class Probe:
     Cost of `losses`: one forward pass over the examples.
     """
 
-    def __init__(self, training: Training, batches: list[Any], mode: Literal["train", "eval"]) -> None:
-        self.training, self.mode = training, mode
+    def __init__(self, live: Live, batches: list[Any], mode: Literal["train", "eval"]) -> None:
+        self.training, self.mode = live.training, mode
+        batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in live.model.modules())
+        self._mixes_rows = mode == "train" and batch_norm
         self.rows = sum(tree.rows(b) or 1 for b in batches)
         self.batches = self._cut(batches)
 
@@ -41,18 +43,12 @@ class Probe:
         per_batch = max(1, PARTS // len(batches))
         for b in batches:
             n = tree.rows(b)
-            if n is None or self._mixes_rows():
+            if n is None or self._mixes_rows:
                 parts.append(b)
                 continue
-            for index in np.array_split(np.arange(n), min(per_batch, n)):
-                parts.append(tree.take(b, slice(int(index[0]), int(index[-1]) + 1)))
+            cuts = np.array_split(np.arange(n), min(per_batch, n))
+            parts += [tree.take(b, slice(int(index[0]), int(index[-1]) + 1)) for index in cuts]
         return parts
-
-    def _mixes_rows(self) -> bool:
-        model = self.training.model
-        return self.mode == "train" and (
-            not isinstance(model, nn.Module) or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-        )
 
     def losses(self, live: Live) -> np.ndarray:
         """The loss of each part, shape (parts,), float64; NaN and infinity are passed on."""
@@ -79,7 +75,7 @@ class Probe:
         for index in np.array_split(np.arange(n), parts):
             piece = slice(int(index[0]), int(index[-1]) + 1)
             losses.append(self.training.loss_fn(tree.take(output, piece), tree.take(target, piece)).reshape(()))
-        return torch.stack(losses).double().tolist()  # type: ignore[no-any-return]
+        return [float(v) for v in torch.stack(losses).double().tolist()]
 
     def metric(self, live: Live) -> float | None:
         """The user's metric over all examples, or None where there is none."""

@@ -41,7 +41,14 @@ def diagnose_records(run: Any, why: str, provenance: dict[str, Any]) -> Diagnosi
         measured: Measurement = trend(finite)
         found.append(Evidence(measured, f"the recorded loss went from {finite[0]:.4g} to {finite[-1]:.4g}"))
     findings = tuple(
-        Finding(o.name, "undetermined", 0.5, "only symptoms were recorded", evidence=tuple(symptoms.get(o.name, ())), missing=("counterfactual",))
+        Finding(
+            o.name,
+            "undetermined",
+            0.5,
+            "only symptoms were recorded",
+            evidence=tuple(symptoms.get(o.name, ())),
+            missing=("counterfactual",),
+        )
         for o in all_obstacles()
     )
     missing = ("the training's recipe: record it with its target, a catalogue name or file.py:function",)

@@ -132,4 +132,3 @@ def _permutation(case: Case) -> dict[str, Any] | None:
         return None
     reading = readings.information(case, step)
     return None if reading is None else {"null": np.asarray(reading.null).tolist(), "observed": float(reading.statistic)}
-

@@ -86,8 +86,7 @@ class State:
             for name, p in named.items():
                 if p.shape != self.parameters[name].shape:
                     raise CannotRun(
-                        f"the saved parameter {name} has shape {tuple(self.parameters[name].shape)}, "
-                        f"the model's has {tuple(p.shape)}."
+                        f"the saved parameter {name} has shape {tuple(self.parameters[name].shape)}, the model's has {tuple(p.shape)}."
                     )
                 p.copy_(self.parameters[name])
                 if p.is_leaf:
@@ -142,7 +141,7 @@ class State:
         try:
             with safe_open(path, framework="pt") as file:
                 document = json.loads((file.metadata() or {})["gradoscope"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
+                tensors = {key: file.get_tensor(key) for key in list(file.keys())}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise CannotRun(f"{path} is not a checkpoint that can be read ({error}). Record the run anew, or name another one.") from error
         read = {k: _unflatten(document[k], tensors) for k in ("parameters", "buffers", "optimizer", "schedule")}

@@ -1,9 +1,25 @@
 """Every threshold of the verdicts, each with the reason for its value. No other module holds one."""
 
 __all__ = [
-    "ABSENT_SHORTFALL", "ALPHA", "CLIFF", "DEAD_SHARE", "FLAT_CONTRACTION", "GAMMA_CRITICAL", "GAMMA_MOVING", "GROWTH",
-    "LEVEL", "MATERIAL", "MINOR", "NEGATIVE_SHARE", "NOISE_SHARE", "NOT_LEARNT", "SENSITIVITY_RATIO", "SMALL_STEP",
-    "STABILITY", "STIFF_LOWER", "UNEXPLAINED",
+    "ABSENT_SHORTFALL",
+    "ALPHA",
+    "CLIFF",
+    "DEAD_SHARE",
+    "FLAT_CONTRACTION",
+    "GAMMA_CRITICAL",
+    "GAMMA_MOVING",
+    "GROWTH",
+    "LEVEL",
+    "MATERIAL",
+    "MINOR",
+    "NEGATIVE_SHARE",
+    "NOISE_SHARE",
+    "NOT_LEARNT",
+    "SENSITIVITY_RATIO",
+    "SMALL_STEP",
+    "STABILITY",
+    "STIFF_LOWER",
+    "UNEXPLAINED",
 ]
 
 # --- What counts as material -------------------------------------------------------------------------------------
@@ -53,6 +69,9 @@ CLIFF = 10.0
 # --- Noise and information --------------------------------------------------------------------------------------------
 NOISE_SHARE = 0.5
 """Noise adds at least half as much loss per step as the mean gradient removes."""
+INFORMED = 0.02
+"""A permutation test below this p-value: the gradient knows the targets. Readings below 0.1 are repeated on four times as
+many examples first, so that chance alone gets here in a fifth of a hundredth of the cases."""
 NOT_LEARNT = 0.10
 """A training that removed less than a tenth of what the best constant answer leaves has learnt next to nothing."""
 UNEXPLAINED = 0.5

@@ -158,9 +158,7 @@ class Live:
         return f"Live({self.training.name!r}, {count:,} parameters, {type(self.optimizer).__name__}, {self.device})"
 
     @classmethod
-    def of(
-        cls, training: Training, *, seed: int = 0, device: str | torch.device | None = None, batches: Batches | None = None
-    ) -> Self:
+    def of(cls, training: Training, *, seed: int = 0, device: str | torch.device | None = None, batches: Batches | None = None) -> Self:
         """A live copy of `training` at its start; the original is left as it is.
 
         Raises:

@@ -1,7 +1,6 @@
 """Attach to a live training loop, within a budget, without changing what it computes."""
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 from gradoscope.errors import CannotRun, Usage
 from gradoscope.store import Run
 from gradoscope.training import Live, Training, check_parameters
-from gradoscope.watching.attach import Hook, SeenLoss, Step, nested_step, unwrap
+from gradoscope.watching.attach import Hook, SeenLoss, Step, nested_step, tell, unwrap
 from gradoscope.watching.budget import Budget, Kind, Timetable
 from gradoscope.watching.calls import Calls, Reservoir, keep
 from gradoscope.watching.look import Look
@@ -260,12 +259,7 @@ class Watch:
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"
             self._disarm()
-            warnings.warn(
-                f"watching stopped at step {self.steps} ({self.failure}). The training goes on unchanged, and what was recorded stays. "
-                "Please report this message.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            tell(f"watching stopped at step {self.steps} ({self.failure}). The training goes on unchanged. Please report this message.")
         finally:
             self._times.leave()
 
@@ -307,6 +301,8 @@ class Watch:
     def leave(self, block: Step, *, failed: bool) -> None:
         """A step that the user marks is over."""
         self._block = None
+        if not self._always:
+            return  # closed
         if failed:  # half a step is no step: look at the next one instead
             if self.looking is not None:
                 self.guarded(self._arm, self.looking.kind)
@@ -338,7 +334,7 @@ class Watch:
                 self.calls_per_step.append(1 if look.closure else len(calls))
             if not self._told_targets and self.blind:
                 self._told_targets = True
-                warnings.warn(f"the watch can record this training but not diagnose it: {NO_TARGETS}", RuntimeWarning, stacklevel=2)
+                tell(f"the watch can record this training but not diagnose it: {NO_TARGETS}")
         self._disarm()
         self.records.append(record)
         if self.run is not None:
@@ -358,7 +354,7 @@ class Watch:
     def _arm(self, kind: Kind) -> None:
         """Look at the coming step: only now do the modules get hooks, so that most steps run without any."""
         self._disarm()
-        self.looking = Look(kind, self.optimizer, self._parameters(), self._losses, self._locate)
+        self.looking = Look(kind, self.optimizer, self._parameters(), self.calls.losses, self._locate)
         if self.explicit:
             return
         self._handles = [
@@ -384,9 +380,6 @@ class Watch:
     def saw_loss(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> None:
         """Take note of one call of the user's loss."""
         self.guarded(self.calls.loss, args, kwargs, loss)
-
-    def _losses(self) -> list[Tensor]:
-        return [c.loss for c in self.calls.end() if c.loss is not None]
 
     def _parameters(self) -> list[tuple[str, Tensor]]:
         """The (name, parameter) pairs that the optimizer holds; looked up anew when it is given more."""

@@ -106,9 +106,13 @@ class Obstacle:
             sure = chance_below(best, T.MATERIAL)
             return self.finding("absent", sure, "removing it gains nothing material", first, best)
         return self.finding(
-            "undetermined", 0.5, f"its remedy gains {best.shortfall:.0%} of all there was to remove", first, best,
+            "undetermined",
+            0.5,
+            f"its remedy gains {best.shortfall:.0%} of all there was to remove",
+            first,
+            best,
             missing=["a clearer gain: more steps, or a larger validation or probe set"],
-        )  # fmt: skip
+        )
 
     def summary(self, best: Counterfactual) -> str:
         """The sentence of a present finding."""
@@ -144,7 +148,9 @@ def told(c: Counterfactual) -> Evidence:
     """A counterfactual as a line of evidence."""
     helps = c.shortfall >= T.MATERIAL
     return Evidence(
-        Measurement(f"counterfactual {c.remedy}", c.shortfall, se=c.difference_se * abs(c.shortfall / c.difference) if c.difference else 0.0),
+        Measurement(
+            f"counterfactual {c.remedy}", c.shortfall, se=c.difference_se * abs(c.shortfall / c.difference) if c.difference else 0.0
+        ),
         f"under {c.remedy} the loss ends at {c.loss_remedy:.4g} instead of {c.loss_unchanged:.4g} "
         f"({c.shortfall:+.0%} of all there was to remove)",
         supports=helps,

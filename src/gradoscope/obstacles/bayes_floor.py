@@ -16,8 +16,18 @@ class BayesFloor(Obstacle):
     name = "bayes_floor"
     title = "the loss is at the floor that noise in the targets, or information missing from the inputs, sets"
     advice = "Better targets or more informative inputs; no change of the training lowers this loss."
-    after = ("step_too_large", "step_too_small", "vanishing_gradient", "exploding_gradient", "saddle_point", "local_minimum", "low_gradient_snr",
-             "ill_conditioning", "frozen_parameters", "uninformative_gradient")  # fmt: skip
+    after = (
+        "step_too_large",
+        "step_too_small",
+        "vanishing_gradient",
+        "exploding_gradient",
+        "saddle_point",
+        "local_minimum",
+        "low_gradient_snr",
+        "ill_conditioning",
+        "frozen_parameters",
+        "uninformative_gradient",
+    )
 
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
         found: list[Evidence] = []
@@ -42,15 +52,31 @@ class BayesFloor(Obstacle):
             return self.finding("undetermined", 0.5, "mechanism only", first, missing=["counterfactual"])
         helps = material_gain(case)
         if helps is not None:
-            first.evidence.append(evidence(f"counterfactual {helps.remedy}", helps.shortfall, f"{helps.remedy} goes below this level", supports=False))
+            first.evidence.append(
+                evidence(f"counterfactual {helps.remedy}", helps.shortfall, f"{helps.remedy} goes below this level", supports=False)
+            )
             return self.finding("absent", 0.95, f"{helps.remedy} goes below this level", first)
         found = scores(case)
         if not found:
-            return self.finding("undetermined", 0.5, "no independent learner could be tried", first, missing=["examples on which independent learners can be fitted"])
+            return self.finding(
+                "undetermined",
+                0.5,
+                "no independent learner could be tried",
+                first,
+                missing=["examples on which independent learners can be fitted"],
+            )
         achieved = learnt(case)
         for score in found:
             beats = score.skill - 2 * score.se > achieved + T.LEVEL
-            first.evidence.append(evidence(f"skill {score.learner}", score.skill, f"{score.learner} removes {score.skill:.1%} of the constant answer's error on new examples", se=score.se, supports=not beats))
+            first.evidence.append(
+                evidence(
+                    f"skill {score.learner}",
+                    score.skill,
+                    f"{score.learner} removes {score.skill:.1%} of the constant answer's error on new examples",
+                    se=score.se,
+                    supports=not beats,
+                )
+            )
         best = max(found, key=lambda s: s.skill)
         if best.better and best.skill - 2 * best.se > achieved + T.LEVEL:
             return self.finding("absent", 0.95, f"{best.learner} does better on new examples ({best.skill:.0%})", first)

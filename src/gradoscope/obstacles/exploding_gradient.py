@@ -30,8 +30,18 @@ class ExplodingGradient(Obstacle):
         back = grads[0] / grads[-1] if len(grads) > 1 and grads[-1] > 0 else 1.0
         overflow = any(not np.isfinite(s.output_rms) for s in readings.signals(case, start))
         grows = overflow or growth > T.GROWTH or back > T.GROWTH
-        found.append(evidence("signal_growth", growth, f"the signal grows {growth:.3g}-fold through the layers at the start", supports=growth > T.GROWTH, step=start))
-        found.append(evidence("gradient_growth", back, f"the gradient grows {back:.3g}-fold on its way back", supports=back > T.GROWTH, step=start))
+        found.append(
+            evidence(
+                "signal_growth",
+                growth,
+                f"the signal grows {growth:.3g}-fold through the layers at the start",
+                supports=growth > T.GROWTH,
+                step=start,
+            )
+        )
+        found.append(
+            evidence("gradient_growth", back, f"the gradient grows {back:.3g}-fold on its way back", supports=back > T.GROWTH, step=start)
+        )
         norms = np.array(case.baseline.gradient_norm)
         finite = norms[np.isfinite(norms)]
         tail = float(finite.max() / np.median(finite)) if len(finite) > 1 and np.median(finite) > 0 else 1.0
@@ -67,9 +77,12 @@ class ExplodingGradient(Obstacle):
         s = readings.curvature(case, start).s
         if s is not None and s >= T.STABILITY and smaller.shortfall >= 0.8 * best.shortfall:
             return evidence(
-                "step_times_curvature", s, f"at the start the step already is {s / 2:.2g} times the stability limit, and {smaller.remedy} does as well",
-                supports=False, step=start,
-            )  # fmt: skip
+                "step_times_curvature",
+                s,
+                f"at the start the step already is {s / 2:.2g} times the stability limit, and {smaller.remedy} does as well",
+                supports=False,
+                step=start,
+            )
         return None
 
 

@@ -21,7 +21,9 @@ class FrozenParameters(Obstacle):
             sizes = {n: p.numel() for n, p in live.model.named_parameters()}
         share = sum(sizes[n] for n in still) / sum(sizes.values())
         if not still:
-            return Mechanism(False, 0.99, [evidence("frozen_share", 0.0, "every parameter is in the optimizer and has a gradient", supports=False)])
+            return Mechanism(
+                False, 0.99, [evidence("frozen_share", 0.0, "every parameter is in the optimizer and has a gradient", supports=False)]
+            )
         names = ", ".join(f"{n} ({why})" for n, why in list(still.items())[:3])
         says = f"{len(still)} parameter tensors never move, {share:.0%} of all numbers: {names}"
         return Mechanism(True, 0.99, [evidence("frozen_share", share, says, supports=True)])

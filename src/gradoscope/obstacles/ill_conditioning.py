@@ -31,11 +31,16 @@ class IllConditioning(Obstacle):
         c = min((r.c for r in late if r.c is not None), default=None)
         if c is None:
             return Mechanism(False, 0.9, [evidence("step_times_curvature", s, "there is no slope along the step", supports=False)])
-        full = T.STIFF_LOWER < s
+        full = s > T.STIFF_LOWER
         flat = 0 <= c < T.FLAT_CONTRACTION * s
         found.append(
-            evidence("step_times_curvature", s, f"step size times largest curvature is {s:.3g}; 2 is the limit, so there is {'no' if full else ''} room for larger steps", supports=full,
-                     rules_out=("step_too_small",) if full else ())  # fmt: skip
+            evidence(
+                "step_times_curvature",
+                s,
+                f"step size times largest curvature is {s:.3g}; 2 is the limit, so there is {'no' if full else ''} room for larger steps",
+                supports=full,
+                rules_out=("step_too_small",) if full else (),
+            )
         )
         found.append(evidence("curvature_along_step", c / s, f"curvature along the gradient is {c / s:.2g} of the largest", supports=flat))
         return Mechanism(full and flat, 0.95, found)

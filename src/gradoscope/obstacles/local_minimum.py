@@ -31,17 +31,34 @@ class LocalMinimum(Obstacle):
             return Mechanism(False, known[others[0]].confidence, [evidence("other_obstacle", others[0], says, supports=False)])
         if learnt(case) < T.NOT_LEARNT:
             reading = readings.information(case, case.checkpoint(0.0))
-            if reading is not None and reading.p_value > 0.02:
-                says = f"already at the start the gradient does not know the targets (p = {reading.p_value:.2f}): no minimum of theirs was reached"
+            if reading is not None and reading.p_value > T.INFORMED:
+                says = f"from the start the gradient does not know the targets (p = {reading.p_value:.2f}): no minimum of theirs"
                 return Mechanism(False, 0.95, [evidence("target_information", reading.statistic, says, supports=False, p=reading.p_value)])
         last = max(readings.window(case))
         r = readings.curvature(case, last)
         near = r.gamma < T.GAMMA_CRITICAL
-        found.append(evidence("relative_gradient", r.gamma, f"at the end the gradient is {r.gamma:.2g} of what the curvature could supply", supports=near, step=last))
+        found.append(
+            evidence(
+                "relative_gradient",
+                r.gamma,
+                f"at the end the gradient is {r.gamma:.2g} of what the curvature could supply",
+                supports=near,
+                step=last,
+            )
+        )
         mean, se = r.negative
         downhill = mean + 1.96 * se < 0 and -mean > 0.02 * max(r.spectrum.largest, 0.0)
-        found.append(evidence("negative_curvature", mean, f"the most negative curvature is {mean:.3g} +- {se:.1g}, the largest {r.spectrum.largest:.3g}",
-                              supports=not downhill, se=se, step=last, rules_out=() if downhill else ("saddle_point",)))  # fmt: skip
+        found.append(
+            evidence(
+                "negative_curvature",
+                mean,
+                f"the most negative curvature is {mean:.3g} +- {se:.1g}, the largest {r.spectrum.largest:.3g}",
+                supports=not downhill,
+                se=se,
+                step=last,
+                rules_out=() if downhill else ("saddle_point",),
+            )
+        )
         going, trend, drop = readings.moving(case)
         found.append(evidence("progress", drop, f"the second half removes {drop:.0%} of the excess", supports=not going, p=trend.p))
         return Mechanism(near and not downhill and not going, 0.95, found)
@@ -57,7 +74,9 @@ class LocalMinimum(Obstacle):
             key=lambda c: c.shortfall,
         )
         if local.shortfall > T.MATERIAL:
-            return evidence(f"counterfactual {local.remedy}", local.shortfall, f"{local.remedy} frees it: {local.shortfall:.0%}", supports=False)
+            return evidence(
+                f"counterfactual {local.remedy}", local.shortfall, f"{local.remedy} frees it: {local.shortfall:.0%}", supports=False
+            )
         return None
 
     def summary(self, best: Counterfactual) -> str:

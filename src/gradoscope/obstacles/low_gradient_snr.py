@@ -24,7 +24,9 @@ class LowGradientSnr(Obstacle):
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
         found: list[Evidence] = []
         if readings.live_full_batch(case):
-            return Mechanism(False, 0.99, [evidence("batch_share", 1.0, "every step sees the whole data set: its gradient has no noise", supports=False)])
+            return Mechanism(
+                False, 0.99, [evidence("batch_share", 1.0, "every step sees the whole data set: its gradient has no noise", supports=False)]
+            )
         holds = False
         for step in (case.checkpoint(0.5), case.checkpoint(1.0)):
             reading = readings.noise(case, step)
@@ -35,9 +37,13 @@ class LowGradientSnr(Obstacle):
             below = scale > statistics.batch
             found.append(
                 evidence(
-                    "noise_scale", scale, f"at step {step} signal and noise are equal at {scale:.3g} examples per step; it has {statistics.batch}",
-                    supports=below, step=step, p=statistics.p_value,
-                )  # fmt: skip
+                    "noise_scale",
+                    scale,
+                    f"at step {step} signal and noise are equal at {scale:.3g} examples per step; it has {statistics.batch}",
+                    supports=below,
+                    step=step,
+                    p=statistics.p_value,
+                )
             )
             if not terms:
                 continue
@@ -65,7 +71,9 @@ class LowGradientSnr(Obstacle):
         smaller = max((case.trial(StepSize(f)) for f in (0.1, 0.01)), key=lambda c: c.loss_unchanged - c.loss_remedy)
         if smaller.shortfall < best.shortfall:
             return None
-        says = f"step size times largest curvature reaches {s:.3g}, beyond the limit of 2 without any noise, and {smaller.remedy} gains more"
+        says = (
+            f"step size times largest curvature reaches {s:.3g}, beyond the limit of 2 without any noise, and {smaller.remedy} gains more"
+        )
         return evidence("step_times_curvature", s, says, supports=False)
 
 

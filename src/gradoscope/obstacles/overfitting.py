@@ -39,14 +39,25 @@ class Overfitting(Obstacle):
             return Mechanism(None, missing=["validation data"])
         train, valid = case.baseline.result(), case.baseline.result("validation")
         if not (np.isfinite(train).all() and np.isfinite(valid).all()):
-            return Mechanism(False, 0.95, [evidence("first_non_finite_step", case.baseline.broke, "the training loss itself is not finite", supports=False)])
+            return Mechanism(
+                False,
+                0.95,
+                [evidence("first_non_finite_step", case.baseline.broke, "the training loss itself is not finite", supports=False)],
+            )
         m = gap(train, valid)
         whole = max(case.start_level - min(case.final, case.start_level), 1e-12)
         share, se = float(m.value) / whole, float(m.se or 0.0) / whole
         removed = whole / max(case.start_level - (case.attainable if case.attainable is not None else min(case.best, case.final)), 1e-12)
         wide = share > T.MINOR and share - 1.645 * se > T.LEVEL
+        says = f"validation loss {valid.mean():.4g}, training loss {train.mean():.4g}: {share:.0%} of what training removed is lost on new data"
         found: list[Evidence] = [
-            evidence("generalisation_gap", share, f"validation loss {valid.mean():.4g} against training loss {train.mean():.4g}: {share:.0%} of what training removed is not there on new examples", se=se, supports=wide)
+            evidence(
+                "generalisation_gap",
+                share,
+                says,
+                se=se,
+                supports=wide,
+            )
         ]
         if removed < T.UNEXPLAINED:
             found.append(evidence("removed_share", removed, f"the training itself removed only {removed:.0%} of its loss", supports=False))
@@ -66,14 +77,23 @@ class Overfitting(Obstacle):
         best = max(tried, key=lambda c: c.gain)
         for c in tried:
             first.evidence.append(
-                evidence(f"counterfactual {c.remedy}", c.gain, f"under {c.remedy} the validation loss is {c.loss_remedy:.4g} instead of {c.loss_unchanged:.4g}", supports=c.gain > T.MATERIAL)
+                evidence(
+                    f"counterfactual {c.remedy}",
+                    c.gain,
+                    f"under {c.remedy} the validation loss is {c.loss_remedy:.4g} instead of {c.loss_unchanged:.4g}",
+                    supports=c.gain > T.MATERIAL,
+                )
             )
         if best.gain >= T.MATERIAL and best.interval[0] > T.LEVEL:
             says = f"{best.remedy} brings the validation loss from {best.loss_unchanged:.4g} to {best.loss_remedy:.4g}"
             return self.finding("present", first.probability * chance_above(best, T.LEVEL), says, first, best)
         if best.interval[1] < T.MATERIAL:
-            return self.finding("absent", chance_below(best, T.MATERIAL), "nothing that was tried lowers the validation loss materially", first, best)
-        return self.finding("undetermined", 0.5, f"the best remedy removes {best.gain:.0%} of the gap", first, best, missing=["more validation data"])
+            return self.finding(
+                "absent", chance_below(best, T.MATERIAL), "nothing that was tried lowers the validation loss materially", first, best
+            )
+        return self.finding(
+            "undetermined", 0.5, f"the best remedy removes {best.gain:.0%} of the gap", first, best, missing=["more validation data"]
+        )
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
         tried = [self._early_stop(case)]

@@ -27,16 +27,27 @@ class SaddlePoint(Obstacle):
         r = self._place(case)
         near = r.gamma < T.GAMMA_CRITICAL
         found.append(
-            evidence("relative_gradient", r.gamma, f"at step {r.step} the gradient is {r.gamma:.2g} of what the curvature could supply", supports=near, step=r.step)
+            evidence(
+                "relative_gradient",
+                r.gamma,
+                f"at step {r.step} the gradient is {r.gamma:.2g} of what the curvature could supply",
+                supports=near,
+                step=r.step,
+            )
         )
         mean, se = r.negative
         share = -mean / max(r.spectrum.largest, 1e-30) if r.spectrum.largest > 0 else 1.0
         negative = mean + 1.96 * se < 0 and share > T.NEGATIVE_SHARE
         found.append(
             evidence(
-                "negative_curvature", mean, f"curvature along the most negative direction is {mean:.3g} +- {se:.1g} on other examples",
-                supports=negative, se=se, step=r.step, rules_out=("local_minimum",) if negative else (),
-            )  # fmt: skip
+                "negative_curvature",
+                mean,
+                f"curvature along the most negative direction is {mean:.3g} +- {se:.1g} on other examples",
+                supports=negative,
+                se=se,
+                step=r.step,
+                rules_out=("local_minimum",) if negative else (),
+            )
         )
         going, trend, drop = readings.moving(case)
         found.append(evidence("progress", drop, f"the second half removes {drop:.0%} of the excess", supports=not going, p=trend.p))
@@ -54,9 +65,11 @@ class SaddlePoint(Obstacle):
         r = self._place(case)
         if along.shortfall * 1.5 >= best.shortfall and (r.c is None or r.c >= 0) and r.gamma > T.GAMMA_MOVING:
             return evidence(
-                "counterfactual line_search(gradient)", along.shortfall,
-                f"one long step along the gradient gains {along.shortfall:.0%}, about as much as along negative curvature", supports=False,
-            )  # fmt: skip
+                "counterfactual line_search(gradient)",
+                along.shortfall,
+                f"one long step along the gradient gains {along.shortfall:.0%}, about as much as along negative curvature",
+                supports=False,
+            )
         return None
 
 

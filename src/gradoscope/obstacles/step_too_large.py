@@ -27,15 +27,25 @@ class StepTooLarge(Obstacle):
             unstable = worst.s >= T.STABILITY
             found.append(
                 evidence(
-                    "step_times_curvature", worst.s, f"step size times largest curvature is {worst.s:.3g} at step {worst.step}; 2 is the limit",
-                    supports=unstable, se=worst.s_error, step=worst.step, rules_out=("step_too_small",) if unstable else (),
-                )  # fmt: skip
+                    "step_times_curvature",
+                    worst.s,
+                    f"step size times largest curvature is {worst.s:.3g} at step {worst.step}; 2 is the limit",
+                    supports=unstable,
+                    se=worst.s_error,
+                    step=worst.step,
+                    rules_out=("step_too_small",) if unstable else (),
+                )
             )
         broke = case.baseline.broke
         rose = case.final > case.initial
         if broke is not None:
             found.append(
-                evidence("first_non_finite_step", broke, f"the loss is not finite at step {broke} (first seen in {case.baseline.where})", supports=True)
+                evidence(
+                    "first_non_finite_step",
+                    broke,
+                    f"the loss is not finite at step {broke} (first seen in {case.baseline.where})",
+                    supports=True,
+                )
             )
         elif rose:
             found.append(evidence("loss_change", case.final - case.initial, "the loss ends above its start", supports=True, unit="loss"))

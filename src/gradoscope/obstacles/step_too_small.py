@@ -28,18 +28,25 @@ class StepTooSmall(Obstacle):
         small = (worst.s or 0.0) < T.SMALL_STEP
         found.append(
             evidence(
-                "step_times_curvature", worst.s, f"step size times largest curvature is at most {worst.s:.2g}, where 2 is the limit",
-                supports=small, se=worst.s_error, step=worst.step,
+                "step_times_curvature",
+                worst.s,
+                f"step size times largest curvature is at most {worst.s:.2g}, where 2 is the limit",
+                supports=small,
+                se=worst.s_error,
+                step=worst.step,
                 rules_out=("step_too_large", "ill_conditioning") if small else (),
-            )  # fmt: skip
+            )
         )
         gamma = max(r.gamma for r in rs)
         there = gamma > T.GAMMA_MOVING
         found.append(
             evidence(
-                "relative_gradient", gamma, f"the gradient is {gamma:.2g} of what the curvature could supply", supports=there,
+                "relative_gradient",
+                gamma,
+                f"the gradient is {gamma:.2g} of what the curvature could supply",
+                supports=there,
                 rules_out=("saddle_point", "local_minimum") if there else (),
-            )  # fmt: skip
+            )
         )
         return Mechanism(small and there, 0.97, found)
 

@@ -19,13 +19,24 @@ class UninformativeGradient(Obstacle):
         "No step size, batch or optimizer will help: give intermediate targets, features in which the target is simple, "
         "or use a method that is not gradient based."
     )
-    after = ("step_too_large", "step_too_small", "vanishing_gradient", "exploding_gradient", "saddle_point", "local_minimum", "low_gradient_snr",
-             "ill_conditioning", "frozen_parameters")  # fmt: skip
+    after = (
+        "step_too_large",
+        "step_too_small",
+        "vanishing_gradient",
+        "exploding_gradient",
+        "saddle_point",
+        "local_minimum",
+        "low_gradient_snr",
+        "ill_conditioning",
+        "frozen_parameters",
+    )
 
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
         found: list[Evidence] = []
         share = learnt(case)
-        found.append(evidence("learnt_share", share, f"of the constant answer's loss {share:.1%} was removed", supports=share < T.NOT_LEARNT))
+        found.append(
+            evidence("learnt_share", share, f"of the constant answer's loss {share:.1%} was removed", supports=share < T.NOT_LEARNT)
+        )
         if share >= T.NOT_LEARNT:
             return Mechanism(False, 0.97, found)
         values = []
@@ -34,11 +45,22 @@ class UninformativeGradient(Obstacle):
             if reading is None:
                 return Mechanism(None, evidence=found, missing=["targets that can be told from the batch, for the permutation test"])
             values.append(reading.p_value)
-            supports = reading.p_value > 0.02
-            says = f"at step {step} the gradient under the true targets differs from that under permuted ones with p = {reading.p_value:.3f}"
-            found.append(evidence("target_information", reading.statistic, says, supports=supports, step=step, p=reading.p_value,
-                                  rules_out=() if supports else (self.name,)))  # fmt: skip
-        return Mechanism(min(values) > 0.02, 0.95, found)
+            supports = reading.p_value > T.INFORMED
+            says = (
+                f"at step {step} the gradient under the true targets differs from that under permuted ones with p = {reading.p_value:.3f}"
+            )
+            found.append(
+                evidence(
+                    "target_information",
+                    reading.statistic,
+                    says,
+                    supports=supports,
+                    step=step,
+                    p=reading.p_value,
+                    rules_out=() if supports else (self.name,),
+                )
+            )
+        return Mechanism(min(values) > T.INFORMED, 0.95, found)
 
     def examine(self, case: Case, known: dict[str, Finding]) -> Finding:
         first = self.mechanism(case, known)
@@ -51,20 +73,49 @@ class UninformativeGradient(Obstacle):
             return self.finding("undetermined", 0.5, "mechanism only", first, missing=["counterfactual"])
         helps = material_gain(case)
         if helps is not None:
-            first.evidence.append(evidence(f"counterfactual {helps.remedy}", helps.shortfall, f"{helps.remedy} learns: a gradient method finds the target", supports=False))
+            first.evidence.append(
+                evidence(
+                    f"counterfactual {helps.remedy}",
+                    helps.shortfall,
+                    f"{helps.remedy} learns: a gradient method finds the target",
+                    supports=False,
+                )
+            )
             return self.finding("absent", 0.95, f"{helps.remedy} learns it by gradients", first)
         fits = memorises(case)
         if fits is not None:
-            first.evidence.append(evidence("memorised_share", fits, f"the same network removes {fits:.0%} of the loss on 32 fixed examples: it has the capacity and the gradient path", supports=fits > 0.5))
+            first.evidence.append(
+                evidence(
+                    "memorised_share",
+                    fits,
+                    f"the same network removes {fits:.0%} of the loss on 32 fixed examples: it has the capacity and the gradient path",
+                    supports=fits > 0.5,
+                )
+            )
         found = scores(case)
         for score in found or []:
-            first.evidence.append(evidence(f"skill {score.learner}", score.skill, f"{score.learner} removes {score.skill:.1%} of the constant answer's error on new examples", se=score.se, supports=score.better or None))
+            first.evidence.append(
+                evidence(
+                    f"skill {score.learner}",
+                    score.skill,
+                    f"{score.learner} removes {score.skill:.1%} of the constant answer's error on new examples",
+                    se=score.se,
+                    supports=score.better or None,
+                )
+            )
         able = [s for s in found or [] if s.better]
         if first.holds and able and (fits is None or fits > 0.5):
             best = max(able, key=lambda s: s.skill)
-            return self.finding("present", 0.95, f"the gradient does not depend on the targets, though {best.learner} learns them ({best.skill:.0%})", first)
-        return self.finding("undetermined", 0.5, "the gradient does not depend on the targets; whether the inputs determine them is open", first,
-                            missing=["a learner, intermediate targets or knowledge of the problem that shows the targets to be learnable"])  # fmt: skip
+            return self.finding(
+                "present", 0.95, f"the gradient does not depend on the targets, though {best.learner} learns them ({best.skill:.0%})", first
+            )
+        return self.finding(
+            "undetermined",
+            0.5,
+            "the gradient does not depend on the targets; whether the inputs determine them is open",
+            first,
+            missing=["a learner, intermediate targets or knowledge of the problem that shows the targets to be learnable"],
+        )
 
 
 OBSTACLE = UninformativeGradient()

@@ -41,9 +41,25 @@ class VanishingGradient(Obstacle):
             holds = holds or small
             for layer in readings.signals(case, step):
                 if layer.dead_share >= T.DEAD_SHARE:
-                    found.append(evidence(f"dead_share {layer.name}", layer.dead_share, f"{layer.dead_share:.0%} of the units of {layer.name} give the same output for every example", supports=True, step=step))
+                    found.append(
+                        evidence(
+                            f"dead_share {layer.name}",
+                            layer.dead_share,
+                            f"{layer.dead_share:.0%} of the units of {layer.name} give the same output for every example",
+                            supports=True,
+                            step=step,
+                        )
+                    )
                 elif layer.saturated_share >= T.DEAD_SHARE:
-                    found.append(evidence(f"saturated_share {layer.name}", layer.saturated_share, f"{layer.saturated_share:.0%} of {layer.name} has no slope", supports=True, step=step))
+                    found.append(
+                        evidence(
+                            f"saturated_share {layer.name}",
+                            layer.saturated_share,
+                            f"{layer.saturated_share:.0%} of {layer.name} has no slope",
+                            supports=True,
+                            step=step,
+                        )
+                    )
             if holds and step == case.checkpoint(0.0):
                 break
         if not found:

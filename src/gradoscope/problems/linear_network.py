@@ -63,9 +63,7 @@ def _training(name: str, seed: int, d: int, rows: int, std: float, lr: float, st
     says="Two linear layers that start at the origin but for 1e-8 of noise: gradient descent does not leave the saddle.",
     source="Saxe, McClelland and Ganguli 2014; the saddle of y = W2 W1 x at zero",
 )
-def saddle(
-    *, seed: int = 0, d: int = 10, rows: int = 200, noise: float = 1e-8, lr: float = 0.02, steps: int = 200
-) -> Training:
+def saddle(*, seed: int = 0, d: int = 10, rows: int = 200, noise: float = 1e-8, lr: float = 0.02, steps: int = 200) -> Training:
     r"""Learn $y=\Gamma x$ with $W_2W_1$ from a start of standard deviation `noise`, by full-batch gradient descent.
 
     At zero the gradient vanishes and the Hessian has the eigenvalues $\pm\sigma_i(\Gamma)$, here 3, 2, 1. With whitened

@@ -69,9 +69,7 @@ def _sampler(subset: Tensor) -> Callable[[torch.Generator, int], tuple[Tensor, T
     says="The parity of about half of d random bits: the gradient is nearly the same whichever bits they are.",
     source="Shalev-Shwartz, Shamir and Shammah 2017, section 2.1 and figure 1",
 )
-def parity(
-    *, seed: int = 0, d: int = 30, width_factor: int = 10, batch: int = 128, lr: float = 0.01, steps: int = 3000
-) -> Training:
+def parity(*, seed: int = 0, d: int = 30, width_factor: int = 10, batch: int = 128, lr: float = 0.01, steps: int = 3000) -> Training:
     r"""Learn $y=\prod_{j\in S}x_j$, $x$ uniform on {-1,+1}^d, with one ReLU layer of width `width_factor * d`.
 
     Hinge loss, plain SGD, fresh samples at each step. The variance of the gradient over the targets is at most

@@ -100,9 +100,7 @@ SOURCE = "Shalev-Shwartz, Shamir and Shammah 2017, section 5; extended version, 
     says="Squared loss through a hard staircase: the gradient is exactly zero, everywhere.",
     source=SOURCE,
 )
-def direct(
-    *, seed: int = 0, d: int = 100, scale: float = 0.1, batch: int = 256, lr: float = 0.01, steps: int = 500
-) -> Training:
+def direct(*, seed: int = 0, d: int = 100, scale: float = 0.1, batch: int = 256, lr: float = 0.01, steps: int = 500) -> Training:
     r"""Learn $y=u(\langle v^*,x\rangle+b^*)$ with a model of the same form, u the hard staircase; Adam, fresh samples.
 
     The text has $x\sim N(0,I)/100$, whose sums cross hardly any threshold, or $N(0,I)$, read literally. The default scale
@@ -126,8 +124,6 @@ def direct(
     says="The same staircase with the identity in place of its derivative on the way back: it learns.",
     source=SOURCE,
 )
-def forward_only(
-    *, seed: int = 0, d: int = 100, scale: float = 0.1, batch: int = 256, lr: float = 0.01, steps: int = 500
-) -> Training:
+def forward_only(*, seed: int = 0, d: int = 100, scale: float = 0.1, batch: int = 256, lr: float = 0.01, steps: int = 500) -> Training:
     """`steps:direct` with the update $E[(u(w^T x)-u(v^T x))x]$."""
     return _training("steps:forward-only", ForwardOnly, seed, d, scale, batch, lr, steps)

@@ -12,7 +12,7 @@ class LargerBatch(Remedy):
         self.times = times
         self.name = f"larger_batch(x{times})"
         self.explanation = f"Each step averages over {times} batches, at the same step size."
-        self.code = f"# {times} batches per step, same learning rate: a batch size {times} times as large, or accumulate gradients\nloss = loss / {times}"
+        self.code = f"# same learning rate, a batch size {times} times as large, or the mean gradient of {times} batches per step"
 
     def batches_per_step(self) -> int:
         return self.times

@@ -16,7 +16,8 @@ class Perturb(Remedy):
         self.share = share
         self.name = f"perturb({share:.0%})"
         self.explanation = f"Noise of {share:.0%} of each parameter's size is added once, then the training goes on."
-        self.code = f"with torch.no_grad():\n    for p in model.parameters():\n        p += {share} * p.square().mean().sqrt() * torch.randn_like(p)"
+        noise = f"{share} * p.square().mean().sqrt() * torch.randn_like(p)"
+        self.code = f"with torch.no_grad():\n    for p in model.parameters():\n        p += {noise}"
 
     def prepare(self, live: Live) -> None:
         generator = torch.Generator().manual_seed(derive_seed(live.seed, 105))

@@ -120,7 +120,7 @@ def _recurrent(module: nn.RNNBase, generator: torch.Generator) -> None:
     size = module.hidden_size
     for name, p in module.named_parameters():
         if name.startswith("weight_hh"):
-            for block in p.split(size):
+            for block in torch.split(p, size):
                 q, r = torch.linalg.qr(torch.randn(size, block.shape[1], generator=generator).double())
                 block.copy_((q * r.diagonal().sign()).to(block))
         elif name.startswith("weight_ih"):

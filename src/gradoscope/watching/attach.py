@@ -1,5 +1,7 @@
 """How a watch holds on to the user's objects: hooks that stay behind in copies, the wrapped loss function, the marked step."""
 
+import contextlib
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,7 +12,7 @@ from torch.optim import Optimizer
 if TYPE_CHECKING:
     from gradoscope.watch import Watch
 
-__all__ = ["Hook", "SeenLoss", "Step", "nested_step", "unwrap"]
+__all__ = ["Hook", "SeenLoss", "Step", "nested_step", "tell", "unwrap"]
 
 
 class Hook:
@@ -91,6 +93,12 @@ class Step:
         look = self._watch.looking
         if look:
             self._watch.guarded(look.unclipped, self.scaler)
+
+
+def tell(message: str) -> None:
+    """Warn from inside the user's loop, which goes on even where warnings are turned into errors."""
+    with contextlib.suppress(RuntimeWarning):
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

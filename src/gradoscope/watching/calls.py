@@ -145,6 +145,10 @@ class Calls:
             call.output = None
         return [c for c in self._open if c.targets is not None]
 
+    def losses(self) -> list[Tensor]:
+        """The losses of this step's calls."""
+        return [c.loss for c in self.end() if c.loss is not None]
+
     def first(self) -> Call | None:
         """The first call of this step."""
         return self._open[0] if self._open else None
