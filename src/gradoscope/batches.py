@@ -1,6 +1,6 @@
 """What a training eats: `batch(i)`, a pure function of the seed and i, so that every fork sees the same data."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from gradoscope import tree
 from gradoscope.errors import CannotRun
-from gradoscope.guard import derive_seed, private_random, random_fingerprint
+from gradoscope.guard import derive_seed, private_generators, private_random, random_fingerprint, reachable_generators
 
 __all__ = ["Batches", "FunctionBatches", "RecordedBatches", "TensorBatches", "make_batches"]
 
@@ -92,13 +92,15 @@ class FunctionBatches:
         self.function, self.seed = function, seed
         self.batch_size = batch_size or DEFAULT_BATCH
         self._uses_global: bool | None = None  # whether the function draws from the global streams; seen at its first call
+        self._own = reachable_generators(function)
 
-    def _draw(self, n: int, *keys: int) -> Any:
+    def _draw(self, n: int, *keys: int, private: bool = False) -> Any:
         seed = derive_seed(self.seed, *keys)
         generator = torch.Generator().manual_seed(seed)
-        if self._uses_global is False:
+        if self._uses_global is False and not private and not self._own:
             return self.function(generator, n)
-        with private_random(seed):  # a function that ignores its generator is repeatable all the same
+        # A function that ignores its generator is repeatable all the same.
+        with private_random(seed), private_generators(self._own, seed):
             before = random_fingerprint()
             drawn = self.function(generator, n)
             self._uses_global = self._uses_global or random_fingerprint() != before
@@ -108,21 +110,21 @@ class FunctionBatches:
         return self._draw(self.batch_size, STREAMS["train"], i)
 
     def sample(self, n: int, stream: str) -> list[Any]:
-        return [self._draw(n, STREAMS[stream])]
+        # The training's loop keeps the global streams itself; a sample is drawn outside of it too.
+        return [self._draw(n, STREAMS[stream], private=True)]
 
 
 class RecordedBatches:
     """Batches of a loader, recorded as they come: augmented data are tensors here, not indices.
 
-    The loader is read under a private random state that is seeded by (seed, epoch); epochs beyond the first are
-    read again, so that shuffling and augmentation go on. At most `limit` bytes are kept; an epoch that no longer fits
-    is read again when it is asked for, which the seeding makes equal to the first reading.
+    The loader is read under a private random state that is seeded by (seed, epoch), generators of its own included; epochs
+    beyond the first are read again, so that shuffling and augmentation go on. At most `limit` bytes are kept; an epoch
+    that no longer fits is read again when it is asked for, which the seeding makes equal to the first reading.
     """
 
     def __init__(self, loader: Iterable[Any], seed: int, *, limit: int = 1 << 30) -> None:
         self.loader, self.seed, self.limit = loader, seed, limit
         self._epochs: dict[int, list[Any]] = {}
-        self._reader: tuple[int, Iterator[Any]] | None = None
         first = self._epoch(0)
         if not first:
             raise CannotRun(
@@ -137,8 +139,9 @@ class RecordedBatches:
 
     def _epoch(self, epoch: int) -> list[Any]:
         if epoch not in self._epochs:
-            with private_random(derive_seed(self.seed, STREAMS["train"], epoch)):
-                batches = [tree.map_tensors(torch.Tensor.detach, b) for b in self._read()]
+            seed = derive_seed(self.seed, STREAMS["train"], epoch)
+            with private_random(seed), private_generators(reachable_generators(self.loader), seed):
+                batches = [tree.map_tensors(torch.Tensor.detach, b) for b in self.loader]
             if epoch and not batches:
                 raise CannotRun(
                     "the data can be read only once: the second pass gave no batch. "
@@ -150,21 +153,6 @@ class RecordedBatches:
                 used -= sum(_bytes(b) for b in self._epochs.pop(next(iter(self._epochs))))
             self._epochs[epoch] = batches
         return self._epochs[epoch]
-
-    def _read(self) -> Iterator[Any]:
-        generator = getattr(self.loader, "generator", None)
-        sampler_generator = getattr(getattr(self.loader, "sampler", None), "generator", None)
-        kept = [(g, g.get_state()) for g in {id(g): g for g in (generator, sampler_generator) if g is not None}.values()]
-        try:
-            # A loader's own generator is seeded for the epoch too, and put back: the user's stream does not move.
-            for g, _ in kept:
-                g.manual_seed(torch.initial_seed() % 2**63)
-            yield from self.loader
-        except (StopIteration, GeneratorExit):
-            raise
-        finally:
-            for g, state in kept:
-                g.set_state(state)
 
     def batch(self, i: int) -> Any:
         assert self.per_epoch is not None

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from gradoscope.training import Live, Training
 __all__ = ["Case", "Trace"]
 
 POINTS = 20  # probe points along a run
+SCREENS = 8  # forks that the time for forks must allow; longer ones are screened by their first part
 TAIL = 3  # the last probe points whose mean is a run's result: one point alone is one draw of the batch noise
 
 
@@ -66,11 +67,11 @@ class Trace:
         """(step, mean loss) points."""
         return tuple((step, float(np.mean(v))) for step, v in getattr(self, which))
 
-    def result(self, which: str = "probe") -> np.ndarray:
-        """The part losses at the end: the mean over the last few points; infinite where the run broke."""
-        points = getattr(self, which)
+    def result(self, which: str = "probe", until: int | None = None) -> np.ndarray:
+        """The part losses at the end (or at step `until`): the mean over the last few points; infinite where it broke."""
+        points = [p for p in getattr(self, which) if until is None or p[0] <= until]
         tail = [v for step, v in points if step > self.start][-TAIL:] or [points[-1][1]]
-        if self.broke is not None:
+        if self.broke is not None and (until is None or self.broke <= until):
             return np.full_like(points[0][1], math.inf)
         mean: np.ndarray = np.mean(tail, axis=0)
         return np.asarray(np.nan_to_num(mean, nan=math.inf, posinf=math.inf))
@@ -124,6 +125,7 @@ class Case:
         )
         self.seconds_baseline = 0.0
         self.seconds_forks = 0.0
+        self.seconds_confirmed = 0.0
         self.began = time.perf_counter()
 
     # ---- runs -------------------------------------------------------------------------------------------------------
@@ -334,13 +336,30 @@ class Case:
         """
         if start is None:
             start = self.first
-        if steps is None:
-            steps = self.first + self.steps - start
-        key = (remedy.name, start, steps)
+        if steps is not None:
+            return self._try(remedy, (remedy.name, start, steps))
+        steps = self.first + self.steps - start
+        whole = (remedy.name, start, steps)
+        seconds = self.baseline.seconds / max(1, self.steps) * steps * remedy.batches_per_step()
+        if whole in self._traces or seconds <= self.limit / SCREENS:
+            return self._try(remedy, whole)
+        # Too long to be run for every remedy: a first part screens, and only what leads there is run to the end.
+        every = max(1, round(self.steps / POINTS))
+        part = max(2 * every, int(steps * self.limit / SCREENS / seconds / every) * every)
+        screened = self._try(remedy, (remedy.name, start, min(steps, part)))
+        if screened.failed or screened.shortfall < T.MINOR:
+            return screened
+        if seconds > self.limit - self.seconds_confirmed:
+            self.notes.append(f"{remedy.name} leads after {part} steps; the time did not allow to run it to the last step")
+            return replace(screened, failed="it leads, but the time did not allow to run it to the last step")
+        self.seconds_confirmed += seconds
+        return self._try(remedy, whole)
+
+    def _try(self, remedy: Remedy, key: tuple[str, int, int]) -> Counterfactual:
         if key not in self._traces:
-            self.tell(f"trying {remedy.name}", 0.35 + 0.6 * min(1.0, self.seconds_forks / max(1e-9, self._limit or 1.0)))
             self._remedies[key] = remedy
-            self._traces[key] = self._fork(remedy, start, steps)
+            self.tell(f"trying {remedy.name}", 0.35 + 0.6 * min(1.0, self.seconds_forks / max(1e-9, self.limit)))
+            self._traces[key] = self._fork(remedy, *key[1:])
         return self._compare(remedy, key)
 
     def _fork(self, remedy: Remedy, start: int, steps: int) -> Trace:
@@ -361,7 +380,10 @@ class Case:
 
     def _compare(self, remedy: Remedy, key: tuple[str, int, int]) -> Counterfactual:
         trace = self._traces[key]
-        unchanged, changed = self.capped(self.baseline.result()), self.capped(trace.result())
+        # A fork that stops early is compared with the unchanged run at the same step if it takes the training's own
+        # kind of steps; one of a few expensive steps has to beat the unchanged run's end.
+        same_step = key[1] + key[2] if remedy.takes_optimizer_steps else None
+        unchanged, changed = self.capped(self.baseline.result(until=same_step)), self.capped(trace.result())
         difference, se = paired(unchanged, changed)
         excess = max(self.final - min(self.best, self.final), 1e-12 * max(1.0, abs(self.final)))
         t = float(stats.t.ppf(0.975, max(1, len(unchanged) - 1)))

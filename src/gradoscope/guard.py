@@ -1,17 +1,31 @@
 """Leaving no trace: what a measurement may disturb is captured here and put back, also after an exception."""
 
+import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RandomState", "derive_seed", "math_attention", "private_random", "second_order_kernels", "seed_all", "untouched"]
+__all__ = [
+    "RandomState",
+    "derive_seed",
+    "math_attention",
+    "private_generators",
+    "private_random",
+    "reachable_generators",
+    "second_order_kernels",
+    "seed_all",
+    "untouched",
+]
 
 RandomState = dict[str, Any]
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+DEPTH, WIDTH, COUNT = 8, 64, 10_000  # how far a user's objects are searched for generators
 _WORD = 2**64 - 1
 
 
@@ -53,8 +67,8 @@ def random_fingerprint() -> tuple[bytes, ...]:
     numpy = state["numpy"]
     parts = [
         state["torch"].numpy().tobytes(),
-        numpy[1].tobytes() + bytes([numpy[2] % 256, numpy[2] // 256]),
-        repr(state["python"]).encode(),
+        numpy[1].tobytes(),
+        repr((numpy[2:], state["python"])).encode(),  # numpy draws normal numbers in pairs and keeps the second
     ]
     return (*parts, *(t.numpy().tobytes() for t in state.get("cuda", [])))
 
@@ -93,6 +107,76 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
 
 
+def reachable_generators(owner: Any) -> list[Any]:
+    """The random generators of its own that a user's loader, dataset, sampler or function holds.
+
+    Attributes, short lists and dicts, closures, and the globals that functions and methods name are searched.
+
+    Example:
+        >>> own = torch.Generator()
+        >>> reachable_generators(torch.utils.data.DataLoader([1, 2], shuffle=True, generator=own)) == [own]
+        True
+    """
+    found: list[Any] = []
+    seen: dict[int, Any] = {}  # keeps what it has seen alive: identities are not given twice
+    ahead: list[tuple[Any, int]] = [(owner, 0)]
+    while ahead and len(seen) < COUNT:
+        thing, depth = ahead.pop()
+        if id(thing) in seen or isinstance(thing, (Tensor, np.ndarray, str, bytes, int, float, ModuleType)):
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, GENERATORS):
+            found.append(thing)
+        elif depth < DEPTH:
+            ahead += [(part, depth + 1) for part in _parts(thing)]
+    return found
+
+
+def _parts(thing: Any) -> Iterable[Any]:
+    """What an object is made of, as far as it may hold a random generator."""
+    if isinstance(thing, dict):
+        return list(thing.values()) if len(thing) <= WIDTH else ()
+    if isinstance(thing, (list, tuple)):
+        return thing if len(thing) <= WIDTH else ()
+    if isinstance(thing, functools.partial):
+        return (thing.func, thing.args, thing.keywords)
+    if isinstance(thing, MethodType):
+        return (thing.__self__, thing.__func__)
+    if isinstance(thing, FunctionType):
+        named = (thing.__globals__.get(name) for name in thing.__code__.co_names)
+        return [*(g for g in named if isinstance(g, GENERATORS)), *(thing.__closure__ or ()), *(thing.__defaults__ or ())]
+    if isinstance(thing, CellType):
+        try:
+            return (thing.cell_contents,)
+        except ValueError:  # a name that is not bound yet
+            return ()
+    if isinstance(thing, type):
+        own = thing.__module__.partition(".")[0] not in ("torch", "numpy", "builtins")
+        return [f for f in vars(thing).values() if isinstance(f, FunctionType)] if own else ()
+    return [*getattr(thing, "__dict__", {}).values(), *type(thing).__mro__]
+
+
+@contextmanager
+def private_generators(generators: Sequence[Any], seed: int) -> Iterator[None]:
+    """Seed these generators inside, each in its own way, and put them back afterwards."""
+    with ExitStack() as stack:
+        for k, g in enumerate(generators):
+            own = derive_seed(seed, k)
+            if isinstance(g, torch.Generator):
+                stack.callback(g.set_state, g.get_state())
+                g.manual_seed(own)
+            elif isinstance(g, np.random.Generator):
+                stack.callback(setattr, g.bit_generator, "state", g.bit_generator.state)
+                g.bit_generator.state = type(g.bit_generator)(own).state
+            elif isinstance(g, np.random.RandomState):
+                stack.callback(g.set_state, g.get_state())
+                g.seed(own % 2**32)
+            else:
+                stack.callback(g.setstate, g.getstate())
+                g.seed(own)
+        yield
+
+
 @contextmanager
 def math_attention() -> Iterator[None]:
     """Run attention by its plain formula, which has the second derivatives that the fused kernels lack."""
@@ -120,13 +204,14 @@ def second_order_kernels(model: nn.Module) -> Iterator[None]:
 def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
     """Put back, whatever happens inside: buffers, `.grad`, modes, `requires_grad`, random streams, autocast.
 
-    Parameters are captured too, as user code inside a forward pass may write to them (spectral norm does).
+    Parameters are captured too, as user code inside a forward pass may write to them (spectral norm does), also past
+    autograd: a weight that is clamped through `.data` at each forward pass leaves no other trace than its values.
 
     Args:
         model: the module that the code inside runs.
         seed: seeds the global random streams inside, so that masks can be replayed.
     """
-    parameters = [(p, p.detach().clone(), p._version) for p in model.parameters()]
+    parameters = [(p, p.data, p.detach().clone(), p._version) for p in model.parameters()]
     buffers = _lend_buffers(model)
     grads = [(p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
@@ -140,15 +225,18 @@ def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
             yield
         finally:
             with torch.no_grad():
-                for p, value, version in parameters:
-                    if p._version != version:
+                for p, data, value, version in parameters:
+                    if p.data_ptr() != data.data_ptr():
+                        p.data = data
+                    if p._version != version or not _same(p.detach(), value):
                         p.copy_(value)
             for owner, name, own in buffers:
                 owner[name] = own
             for p, grad, kept in grads:
                 p.grad = grad
                 if grad is not None and kept is not None and not _same(grad, kept):
-                    grad.detach().copy_(kept)
+                    with torch.no_grad():
+                        grad.copy_(kept)
             for module, mode in modes:
                 module.training = mode
             for p, flag in requires:
@@ -176,4 +264,8 @@ def _lend_buffers(model: nn.Module) -> list[tuple[dict[str, Tensor | None], str,
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Bitwise equality, NaN equal to NaN."""
+    if a.is_sparse and b.is_sparse:
+        return a.shape == b.shape and _same(a._indices(), b._indices()) and _same(a._values(), b._values())
+    if a.shape != b.shape or a.dtype != b.dtype or a.is_sparse or b.is_sparse:
+        return False
     return bool(torch.equal(a, b)) or bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))

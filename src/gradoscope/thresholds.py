@@ -19,6 +19,7 @@ __all__ = [
     "SMALL_STEP",
     "STABILITY",
     "STIFF_LOWER",
+    "STIFF_UPPER",
     "UNEXPLAINED",
 ]
 
@@ -47,6 +48,8 @@ SMALL_STEP = 0.1
 """A step of less than a twentieth of the stability limit leaves a factor of ten to larger ones."""
 STIFF_LOWER = 0.2
 """The step is at a tenth of the limit or more: there is no room for a much larger one."""
+STIFF_UPPER = 2.2
+"""Beyond the stability limit (and a tenth, as curvature settles around it) the step itself is what fails."""
 FLAT_CONTRACTION = 0.05
 """The gradient lies where the curvature is less than a twentieth of the largest: twenty times as slow as the stiff part."""
 GAMMA_CRITICAL = 0.05

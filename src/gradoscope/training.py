@@ -113,18 +113,21 @@ class Training:
         return replace(self, changes=(*self.changes, change))
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The scalar that this training minimises, on one batch."""
+        """The scalar that this training minimises, on one batch; the batch stays as it is."""
         if self.batch_loss is not None:
-            return self.batch_loss(model, batch)
+            return self.batch_loss(model, tree.copied(batch))
         assert self.loss_fn is not None
         inputs, target = split(batch)
         return self.loss_fn(model(*inputs), target)
 
 
 def split(batch: Any) -> tuple[tuple[Any, ...], Any]:
-    """The inputs and the target of a batch `(x, y)` or `(x1, x2, ..., y)`."""
+    """The inputs and the target of a batch `(x, y)` or `(x1, x2, ..., y)`; the inputs are copies.
+
+    Models that write to their input (a first layer in place, a normalisation) would else change the data themselves.
+    """
     if isinstance(batch, (tuple, list)) and len(batch) >= 2:
-        return tuple(batch[:-1]), batch[-1]
+        return tuple(tree.copied(part) for part in batch[:-1]), batch[-1]
     raise CannotRun(
         f"`loss_fn(output, target)` needs batches (x, y), but a batch is a {type(batch).__name__}"
         f"{f' of length {len(batch)}' if isinstance(batch, (tuple, list)) else ''}. "

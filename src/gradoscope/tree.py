@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["concatenate", "leaves", "map_tensors", "rows", "take", "to_device"]
+__all__ = ["concatenate", "copied", "leaves", "map_tensors", "rows", "take", "to_device"]
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
@@ -20,9 +20,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         return type(tree)(*(map_tensors(function, value) for value in tree))
     if isinstance(tree, (tuple, list)):
         return type(tree)(map_tensors(function, value) for value in tree)
-    if hasattr(tree, "to") and hasattr(tree, "clone"):  # e.g. a graph library's batch object
-        return tree
-    return tree
+    return tree  # also objects with tensors of their own, e.g. a graph library's batch
 
 
 def leaves(tree: Any) -> Iterator[Tensor]:
@@ -48,6 +46,11 @@ def take(tree: Any, index: Tensor | slice) -> Any:
     return map_tensors(lambda t: t[index], tree)
 
 
+def copied(tree: Any) -> Any:
+    """The same with tensors of its own, for code that may write into what it is given."""
+    return map_tensors(torch.clone, tree)
+
+
 def concatenate(trees: Sequence[Any]) -> Any:
     """Put batches of the same structure one after the other along their first dimension."""
     first = trees[0]
@@ -64,6 +67,10 @@ def concatenate(trees: Sequence[Any]) -> Any:
 
 def to_device(tree: Any, device: torch.device) -> Any:
     """Move every tensor of `tree` to `device`; objects with a `.to` of their own are asked to move themselves."""
-    if not isinstance(tree, (Tensor, dict, tuple, list)) and hasattr(tree, "to"):
-        return tree.to(device)
-    return map_tensors(lambda t: t.to(device), tree)
+    if isinstance(tree, dict):
+        return {key: to_device(value, device) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(to_device(value, device) for value in tree))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(to_device(value, device) for value in tree)
+    return tree.to(device) if hasattr(tree, "to") else tree

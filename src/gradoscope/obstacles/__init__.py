@@ -3,6 +3,7 @@
 A new obstacle is one new file here: a subclass of `Obstacle` with a `name`, and `OBSTACLE = ThatClass()`.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from scipy import stats
@@ -11,8 +12,9 @@ from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
 from gradoscope.measurement import Measurement
+from gradoscope.remedies.step_size import StepSize
 
-__all__ = ["Mechanism", "Obstacle", "all_obstacles", "evidence"]
+__all__ = ["Mechanism", "Obstacle", "all_obstacles", "best_step", "evidence"]
 
 
 @dataclass
@@ -142,6 +144,13 @@ class Obstacle:
             code=best.code if present and best is not None else "",
             counterfactual=None if best is None else best.remedy,
         )
+
+
+def best_step(case: Case, *factors: float) -> Counterfactual:
+    """The best of a tenth and ten times the step size, of other factors asked for, and of all that were tried before."""
+    tried = [case.trial(StepSize(factor)) for factor in (0.1, 10.0, *factors)]
+    before = [c for c in case.trials() if c.remedy.startswith("step_size") and c.on == "training"]
+    return max([*tried, *before], key=lambda c: -math.inf if c.failed else c.shortfall)
 
 
 def told(c: Counterfactual) -> Evidence:

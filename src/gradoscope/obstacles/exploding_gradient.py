@@ -6,10 +6,9 @@ from gradoscope import readings
 from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
-from gradoscope.obstacles import Mechanism, Obstacle, evidence
+from gradoscope.obstacles import Mechanism, Obstacle, best_step, evidence
 from gradoscope.remedies.clip import Clip
 from gradoscope.remedies.rescale import Rescale, rescalable
-from gradoscope.remedies.step_size import StepSize
 
 __all__ = ["OBSTACLE", "ExplodingGradient"]
 
@@ -73,7 +72,7 @@ class ExplodingGradient(Obstacle):
         growth = [e for e in self.mechanism(case, {}).evidence if e.measurement.name != "gradient_norm_tail"]
         if any(e.supports for e in growth):
             return None
-        smaller = max((case.trial(StepSize(f)) for f in (0.1, 0.01)), key=lambda c: c.shortfall)
+        smaller = best_step(case, 0.01)
         s = readings.curvature(case, start).s
         if s is not None and s >= T.STABILITY and smaller.shortfall >= 0.8 * best.shortfall:
             return evidence(

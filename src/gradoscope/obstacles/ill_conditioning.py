@@ -4,9 +4,8 @@ from gradoscope import readings
 from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
-from gradoscope.obstacles import Mechanism, Obstacle, evidence
+from gradoscope.obstacles import Mechanism, Obstacle, best_step, evidence
 from gradoscope.remedies.newton import KrylovNewton
-from gradoscope.remedies.step_size import StepSize
 
 __all__ = ["OBSTACLE", "IllConditioning"]
 
@@ -31,7 +30,7 @@ class IllConditioning(Obstacle):
         c = min((r.c for r in late if r.c is not None), default=None)
         if c is None:
             return Mechanism(False, 0.9, [evidence("step_times_curvature", s, "there is no slope along the step", supports=False)])
-        full = s > T.STIFF_LOWER
+        full = T.STIFF_LOWER < s < T.STIFF_UPPER
         flat = 0 <= c < T.FLAT_CONTRACTION * s
         found.append(
             evidence(
@@ -52,7 +51,7 @@ class IllConditioning(Obstacle):
 
     def rivals(self, case: Case, best: Counterfactual) -> Evidence | None:
         """A step size that does nearly as well means that the step, and not its direction, was wrong."""
-        other = max((case.trial(StepSize(f)) for f in (10.0, 3.0, 0.1)), key=lambda c: c.shortfall)
+        other = best_step(case, 3.0)
         if other.shortfall * 1.5 >= best.shortfall:
             return evidence(
                 f"counterfactual {other.remedy}", other.shortfall, f"{other.remedy} alone gains {other.shortfall:.0%}", supports=False

@@ -4,9 +4,8 @@ from gradoscope import readings
 from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
-from gradoscope.obstacles import Mechanism, Obstacle, evidence
+from gradoscope.obstacles import Mechanism, Obstacle, best_step, evidence
 from gradoscope.remedies.larger_batch import LargerBatch
-from gradoscope.remedies.step_size import StepSize
 
 __all__ = ["OBSTACLE", "LowGradientSnr"]
 
@@ -68,7 +67,7 @@ class LowGradientSnr(Obstacle):
         s = max((r.s for r in (readings.curvature(case, step) for step in readings.window(case)) if r.s is not None), default=None)
         if s is None or s < T.STABILITY:
             return None
-        smaller = max((case.trial(StepSize(f)) for f in (0.1, 0.01)), key=lambda c: c.loss_unchanged - c.loss_remedy)
+        smaller = best_step(case, 0.01)
         if smaller.shortfall < best.shortfall:
             return None
         says = (

@@ -49,7 +49,7 @@ class Overfitting(Obstacle):
         share, se = float(m.value) / whole, float(m.se or 0.0) / whole
         removed = whole / max(case.start_level - (case.attainable if case.attainable is not None else min(case.best, case.final)), 1e-12)
         wide = share > T.MINOR and share - 1.645 * se > T.LEVEL
-        says = f"validation loss {valid.mean():.4g}, training loss {train.mean():.4g}: {share:.0%} of what training removed is lost on new data"
+        says = f"validation loss {valid.mean():.4g}, training loss {train.mean():.4g}: {share:.0%} of the progress is lost on new data"
         found: list[Evidence] = [
             evidence(
                 "generalisation_gap",

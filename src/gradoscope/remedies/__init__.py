@@ -15,12 +15,14 @@ class Remedy:
         name: with its parameter, e.g. "step_size(x10)".
         explanation: one sentence: what is changed.
         from_checkpoint: whether it applies to a state (a step size) or only from the start (an initialisation).
+        takes_optimizer_steps: whether its steps are those of the training's own optimizer, one for one.
         code: how a user makes the change, as Python to paste.
     """
 
     name = "unchanged"
     explanation = "Nothing is changed."
     from_checkpoint = True
+    takes_optimizer_steps = True
     code = ""
 
     def __call__(self, training: Training) -> Training:

@@ -23,6 +23,8 @@ class KrylovNewton(Remedy):
     al. 2014.
     """
 
+    takes_optimizer_steps = False
+
     def __init__(self, products: int = 40, rows: int = 2048) -> None:
         self.products, self.rows = products, rows
         self.name = f"krylov_newton({products})"
