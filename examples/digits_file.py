@@ -7,9 +7,10 @@ Gradoscope does not know where a training comes from, so the verdict is that of 
 """
 
 import torch
-from gradoscope import Training
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+
+from gradoscope import Training
 
 
 def data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -5,11 +5,12 @@
 It prints the diagnosis and writes `live_loop.html`. The loop's step size is far too small on purpose.
 """
 
-import gradoscope
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+import gradoscope
 
 
 def main(steps: int = 600, lr: float = 2e-5) -> gradoscope.Diagnosis:
@@ -38,5 +39,5 @@ def main(steps: int = 600, lr: float = 2e-5) -> gradoscope.Diagnosis:
 
 if __name__ == "__main__":
     found = main()
-    print(found)
+    print(found)  # noqa: T201
     found.save_html("live_loop.html")

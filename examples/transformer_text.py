@@ -13,12 +13,14 @@ from functools import lru_cache
 from pydoc_data.topics import topics
 
 import torch
-from gradoscope import Training
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradoscope import Training
+
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 CONTEXT, WIDTH, HEADS, LAYERS = 32, 32, 4, 2
+Chosen = Callable[[nn.Parameter], bool]
 Sampler = Callable[[torch.Generator, int], tuple[Tensor, Tensor]]
 
 
@@ -80,8 +82,8 @@ def cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(scores.transpose(1, 2), target)
 
 
-def training(name: str, *, lr: float = 3e-3, neck_bias: float | None = None, only: Callable[[nn.Parameter], bool] | None = None) -> Training:
-    """The common recipe; `only` says which parameters the optimizer is given."""
+def training(name: str, *, lr: float = 1e-2, neck_bias: float | None = None, only: Chosen | None = None) -> Training:
+    """The common recipe; `only` says which parameters the optimizer is given, by default all."""
     whole = text()
     cut = len(whole) * 9 // 10
 
@@ -107,12 +109,12 @@ def healthy() -> Training:
 
 def step_too_large() -> Training:
     """A hundred times the good step size."""
-    return training("step too large", lr=0.3)
+    return training("step too large", lr=1.0)
 
 
 def step_too_small() -> Training:
     """A ten-thousandth of the good step size."""
-    return training("step too small", lr=3e-7)
+    return training("step too small", lr=1e-6)
 
 
 def frozen() -> Training:
@@ -132,7 +134,7 @@ def few_pages() -> Training:
     return Training(
         name="transformer on text, few pages",
         model=Transformer,
-        optimizer=lambda params: torch.optim.AdamW(params, lr=3e-3),
+        optimizer=lambda params: torch.optim.AdamW(params, lr=1e-2),
         loss_fn=cross_entropy,
         data=windows(whole[:2000]),
         validation=windows(whole[cut:]),

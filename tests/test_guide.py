@@ -12,10 +12,11 @@ from types import ModuleType
 
 import jsonschema
 import pytest
+
 from gradoscope import diagnose
 from gradoscope.catalogue import entries, render
 from gradoscope.diagnosis import Diagnosis
-from gradoscope.problems import _REGISTRY, find
+from gradoscope.problems import _REGISTRY, all_problems, find
 from gradoscope.report.schema import load_schema
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,7 @@ def write(folder: Path) -> None:
 def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The files of the guide, each in a folder that counts as part of the package's own."""
     write(tmp_path)
+    all_problems()  # fills the registry: a module that is imported already does not register again
     before, problems = set(sys.modules), dict(_REGISTRY)
     for kind in KINDS:
         package = importlib.import_module(f"gradoscope.{kind}")

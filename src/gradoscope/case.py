@@ -30,6 +30,7 @@ from gradoscope.training import Live, Training
 __all__ = ["Case", "Trace"]
 
 POINTS = 20  # probe points along a run
+READINGS = 30  # readings that the time for forks must allow
 SCREENS = 8  # forks that the time for forks must allow; longer ones are screened by their first part
 TAIL = 3  # the last probe points whose mean is a run's result: one point alone is one draw of the batch noise
 
@@ -61,6 +62,7 @@ class Trace:
     broke: int | None = None
     where: str = ""
     seconds: float = 0.0
+    seconds_stepping: float = 0.0
     failed: str = ""
 
     def curve(self, which: str = "probe") -> tuple[tuple[int, float], ...]:
@@ -172,12 +174,15 @@ class Case:
 
     def _make_probes(self, live: Live) -> tuple[Probe, Probe | None]:
         per_step = self.batches.batch_size or 1
-        # A probe is passed forward some 20 times: a tenth of the training's own examples, in 256 to 2,048 rows.
-        rows = int(np.clip(self.steps * per_step * self.training.accumulate / (10 * POINTS), 256, 2048))
+        # A probe is passed forward some 20 times: a tenth of the training's own examples, in 64 to 2,048 rows.
+        rows = int(np.clip(self.steps * per_step * self.training.accumulate / (10 * POINTS), 64, 2048))
+        whole = self.batches.size
+        if whole is not None and whole <= 4 * rows:
+            rows = whole
         train = Probe(live, self.batches.sample(rows, "probe"), "train")
         if self.validation is None:
             return train, None
-        return train, Probe(live, self.validation.sample(2048, "probe"), "eval")
+        return train, Probe(live, self.validation.sample(rows, "probe"), "eval")
 
     def _run(self, live: Live, start: int, steps: int, *, keep: bool = False, tell: bool = False, stop_above: float = math.inf) -> Trace:
         train, validation = self._memo["probes"]
@@ -186,6 +191,8 @@ class Case:
         keeps = {start + round(steps * share) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)} if keep else set()
 
         def look(step: int) -> None:
+            nonlocal looking
+            began = time.perf_counter()
             trace.probe.append((step, train.losses(live)))
             if validation is not None:
                 trace.validation.append((step, validation.losses(live)))
@@ -198,6 +205,7 @@ class Case:
                 if validation is not None:
                     point["validation"] = float(trace.validation[-1][1].mean())
                 self._record.append(point)
+            looking += time.perf_counter() - began
 
         def watch(live: Live, i: int, loss: float) -> bool:
             trace.batch_loss.append(loss)
@@ -219,6 +227,7 @@ class Case:
                 return not math.isfinite(value) or value > stop_above
             return False
 
+        looking = 0.0
         wall = time.perf_counter()
         look(start)
         trace.done = advance(live, start, steps, [watch])
@@ -227,6 +236,7 @@ class Case:
         if trace.broke is not None and keep:
             trace.where = _not_finite(live)
         trace.seconds = time.perf_counter() - wall
+        trace.seconds_stepping = trace.seconds - looking
         return trace
 
     @property
@@ -488,6 +498,12 @@ class Case:
     def taken(self) -> set[Any]:
         """The (name, step) keys of the measurements taken so far."""
         return {key for key in self._memo if isinstance(key, tuple)}
+
+    def rows(self, passes: int, most: int = 2048, least: int = 32) -> int:
+        """How many examples a reading of so many forward and backward passes may use, for a fixed share of the time."""
+        took = self.baseline.seconds_stepping / max(1, self.baseline.done - self.baseline.start)
+        each = took / max(1, (self.batches.batch_size or 1) * self.training.accumulate)
+        return int(np.clip(self.limit / READINGS / max(passes * each, 1e-12), least, most))
 
     def objective(self, live: Live, rows: int = 512, stream: str = "fresh") -> Objective:
         """The training's loss on fixed examples at the point where `live` stands."""

@@ -1,7 +1,8 @@
 """Reference levels of a loss: what the best constant answer gets, and what no answer can better."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from gradoscope.training import Live, split
 __all__ = ["attainable_loss", "constant_loss", "levels"]
 
 ITERATIONS = 60
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of a user's loss on other outputs than the model's
 
 
 def _minimise(loss: Callable[[Tensor], Tensor], start: Tensor) -> tuple[float, Tensor]:
@@ -36,6 +38,28 @@ def _minimise(loss: Callable[[Tensor], Tensor], start: Tensor) -> tuple[float, T
     return best[0], best[1]
 
 
+def _ranges(output: Tensor) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor]]:
+    """What free numbers are turned into outputs of the model's kind, and the numbers that give these outputs.
+
+    First the numbers themselves. Where they find no bound or the loss refuses them, outputs that are normalised (logarithms
+    of) probabilities, or all between 0 and 1, are taken to be so by construction.
+    """
+    yield (lambda z: z), output
+    small = torch.finfo(output.dtype).tiny ** 0.5
+    for dim in {1, output.dim() - 1} if output.dim() > 1 and output.shape[-1] > 1 else ():
+        if bool((output.logsumexp(dim).abs() < 1e-3).all()):
+            yield partial(torch.log_softmax, dim=dim), output
+        elif bool((output >= 0).all()) and bool(((output.sum(dim) - 1).abs() < 1e-3).all()):
+            yield partial(torch.softmax, dim=dim), output.clamp(min=small).log()
+    if bool(((output >= 0) & (output <= 1)).all()):
+        yield torch.sigmoid, output.clamp(1e-6, 1 - 1e-6).logit()
+
+
+def _bounded(value: float, start: float) -> bool:
+    """Whether a minimum looks like one, and not like a stop on the way to minus infinity."""
+    return math.isfinite(value) and value >= -10 * (abs(start) + 1)
+
+
 def attainable_loss(loss_fn: Callable[[Any, Any], Tensor], output: Tensor, target: Any) -> float | None:
     """The lowest loss that any outputs get on these targets, or None where it has no lower bound in sight.
 
@@ -53,34 +77,56 @@ def attainable_loss(loss_fn: Callable[[Any, Any], Tensor], output: Tensor, targe
     start = float(loss_fn(output, target))
     if not output.is_floating_point() or not math.isfinite(start):
         return None
-    value, _ = _minimise(lambda z: loss_fn(z, target), output)
-    if not math.isfinite(value) or value < -10 * (abs(start) + 1):
-        return None
-    return value
+    for link, z in _ranges(output):
+        try:
+            value, _ = _minimise(lambda z, link=link: loss_fn(link(z), target), z)  # type: ignore[misc]
+            if isinstance(target, Tensor) and target.shape == output.shape and target.is_floating_point():
+                value = min(value, float(loss_fn(target, target)))  # kinks, as that of |x|, stop the search early
+        except FAILURES:
+            continue
+        if _bounded(value, start):
+            return value
+    return None
 
 
 def constant_loss(loss_fn: Callable[[Any, Any], Tensor], output: Tensor, target: Any) -> float | None:
     """The loss of the best answer that ignores the input, fitted on one half of the rows and judged on the other.
 
+    None where it has no lower bound in sight, or where rows cannot be told apart.
+
     Cost: no pass through the model; some 60 evaluations of the loss function for each half.
+
+    Example:
+        >>> import torch
+        >>> y = torch.tensor([[1.0], [3.0]]).repeat_interleave(10, 0)
+        >>> round(constant_loss(torch.nn.functional.mse_loss, torch.zeros(20, 1), y), 6)
+        1.0
     """
     n = tree.rows((output, target))
     if n is None or n < 8 or not output.is_floating_point():
         return None
-    halves = [slice(0, n, 2), slice(1, n, 2)]
-    values = []
-    for fit, judge in (halves, halves[::-1]):
-        here, there = tree.take(target, fit), tree.take(target, judge)
+    start = float(loss_fn(output, target))
+    for link, z in _ranges(output):
+        try:
+            value = sum(_crossed(loss_fn, link, z, target, k) for k in (0, 1)) / 2
+        except FAILURES:
+            continue
+        if _bounded(value, start if math.isfinite(start) else 1.0):
+            return value
+    return None
 
-        count, others = len(output[fit]), len(output[judge])
 
-        def loss(c: Tensor, here: Any = here, count: int = count) -> Tensor:
-            return loss_fn(c.expand(count, *output.shape[1:]), here)
+def _crossed(loss_fn: Callable[[Any, Any], Tensor], link: Callable[[Tensor], Tensor], z: Tensor, target: Any, k: int) -> float:
+    """The loss on every other row of the one answer that is best on the rows between."""
+    fit, judge = slice(k, None, 2), slice(1 - k, None, 2)
+    # Contiguous, as the rows of a batch are: a loss may reshape by `view`.
+    here, there = (tree.map_tensors(Tensor.contiguous, tree.take(target, half)) for half in (fit, judge))
 
-        _, c = _minimise(loss, output[fit].mean(0, keepdim=True))
-        values.append(float(loss_fn(c.expand(others, *output.shape[1:]), there)))
-    value = sum(values) / 2
-    return value if math.isfinite(value) else None
+    def loss(c: Tensor, target: Any, rows: int) -> Tensor:
+        return loss_fn(link(c.expand(rows, *z.shape[1:]).contiguous()), target)
+
+    _, c = _minimise(lambda c: loss(c, here, len(z[fit])), z[fit].mean(0, keepdim=True))
+    return float(loss(c, there, len(z[judge])))
 
 
 def levels(live: Live, rows: int = 512) -> tuple[float | None, float | None]:
@@ -92,13 +138,14 @@ def levels(live: Live, rows: int = 512) -> tuple[float | None, float | None]:
     n = tree.rows(batch)
     if n is not None and n > rows:
         batch = tree.take(batch, slice(0, rows))
-    try:
-        with untouched(live.model, seed=0):
-            with torch.no_grad():
-                inputs, target = split(batch)
-                output = live.model(*inputs)
-            if not isinstance(output, Tensor):
-                return None, None
-            return constant_loss(loss_fn, output, target), attainable_loss(loss_fn, output, target)
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return None, None  # a loss that cannot be cut or optimised has no such levels; experiments must tell
+    found: list[float | None] = []
+    with untouched(live.model, seed=0):
+        for level in (constant_loss, attainable_loss):
+            try:
+                with torch.no_grad():
+                    inputs, target = split(batch)
+                    output = live.model(*inputs)
+                found.append(level(loss_fn, output, target) if isinstance(output, Tensor) else None)
+            except FAILURES:
+                found.append(None)  # a loss that cannot be cut or optimised has no such level; experiments must tell
+    return found[0], found[1]

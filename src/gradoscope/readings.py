@@ -53,13 +53,16 @@ class Curvature:
     excess: float
 
 
+PRODUCTS = 100  # forward and backward passes that a reading of curvature takes, roughly
 WHOLE = 2048  # rows up to which curvature is that of the whole data set
 WHOLE_FULL_BATCH = 20_000  # the same where every step sees it all anyway, and so can the measurements
 
 
 def window(case: Case) -> list[int]:
     """The checkpoints at which curvature is read: a tenth in, the middle and the end, and the start for a first step."""
-    steps = {case.checkpoint(share) for share in (0.0, 0.1, 0.5, 1.0)}
+    # Where a product with the Hessian is dear, the start, the middle and the end must do.
+    dear = case.rows(PRODUCTS, least=1) < 128
+    steps = {case.checkpoint(share) for share in ((0.0, 0.5, 1.0) if dear else (0.0, 0.1, 0.5, 1.0))}
     return sorted(steps)
 
 
@@ -75,13 +78,13 @@ def _curvature(case: Case, live: Live, step: int) -> Curvature:
     gradient = objective.gradient()
     # Products of two independent estimates have no noise floor: the square of one gradient has.
     twin = gradient if others is None else others.gradient()
-    spectrum = extreme_eigenvalues(objective, k=1, tolerance=0.02, max_products=40, seed=case.seed)
+    spectrum = extreme_eigenvalues(objective, k=1, tolerance=0.05, max_products=30, seed=case.seed)
     s = s_error = c = None
     rates = _metric(live, objective.named, gradient)
     if rates is not None and bool((rates > 0).any()):
         scaled, factor = spectrum, float(rates[0])
         if not _constant(rates):
-            scaled, factor = extreme_eigenvalues(objective, k=1, tolerance=0.02, max_products=30, seed=case.seed, scale=rates), 1.0
+            scaled, factor = extreme_eigenvalues(objective, k=1, tolerance=0.05, max_products=15, seed=case.seed, scale=rates), 1.0
         limit = stability_limit(live.optimizer)
         s = 2 * factor * float(max(scaled.top[0], -scaled.bottom[0])) / limit
         s_error = 2 * factor * float(scaled.top_residuals[0]) / limit
@@ -101,12 +104,12 @@ def _curvature(case: Case, live: Live, step: int) -> Curvature:
 def _halves(case: Case, live: Live) -> tuple[Objective, Objective | None]:
     """The training's objective on all its data where that is affordable, else on two samples that share no example."""
     size = live.batches.size
-    affordable = size is not None and size <= (WHOLE_FULL_BATCH if live_full_batch(case) else WHOLE)
-    if affordable and size is not None:
+    rows = case.rows(PRODUCTS, WHOLE_FULL_BATCH if live_full_batch(case) else WHOLE, least=64)
+    if size is not None and size <= rows:
         return case.objective(live, size), None
-    parts = _parts(case, live, 1024, 2)
+    parts = _parts(case, live, min(rows, 1024), 2)
     if len(parts) < 2:
-        return case.objective(live, 1024), None
+        return case.objective(live, rows), None
     return Objective.of(live, parts[:1], seed=7), Objective.of(live, parts[1:2], seed=8)
 
 
@@ -124,7 +127,7 @@ def _metric(live: Live, named: Any, gradient: Tensor) -> Tensor | None:
 def _rayleigh(case: Case, live: Live, direction: Tensor) -> tuple[float, float]:
     """v'Hv on up to 8 parts of other data than v was found on, by central differences of gradients along v."""
     values = []
-    for part in _parts(case, live, 512, 8, stream="probe"):
+    for part in _parts(case, live, case.rows(20, 512, least=64), 8, stream="probe"):
         objective = Objective.of(live, [part], seed=9)
         values.append(float(direction @ objective.hvp(direction)))
         objective.release()
@@ -145,7 +148,7 @@ def _parts(case: Case, live: Live, rows: int, parts: int, stream: str = "fresh")
     return [tree.take(sample[0], slice(k * each, (k + 1) * each)) for k in range(parts)]
 
 
-def noise(case: Case, step: int, k: int = 24) -> tuple[NoiseStatistics, dict[str, Measurement]] | None:
+def noise(case: Case, step: int, k: int = 16) -> tuple[NoiseStatistics, dict[str, Measurement]] | None:
     """Gradient noise at a checkpoint from k batches of the training's own size, and what it does to a step.
 
     None for full-batch training, which has none. Cost: k gradients, and k Hessian-vector products.
@@ -175,7 +178,7 @@ def _noise(case: Case, live: Live, step: int, k: int) -> tuple[NoiseStatistics, 
     terms: dict[str, Measurement] = {}
     if rates is not None:
         root = rates.clamp_min(0).sqrt()
-        curved = case.objective(live, 512)
+        curved = case.objective(live, case.rows(PRODUCTS, 512))
         terms = expected_step(gradients * root, lambda v: root * curved.hvp(root * v), 1.0)
         curved.release()
     return statistics, terms
@@ -193,7 +196,8 @@ def information(case: Case, step: int) -> TargetInformation | None:
 
 def _information(case: Case, live: Live) -> TargetInformation | None:
     result = None
-    for attempt, rows in enumerate((512, 2048)):
+    few = case.rows(200, 512, least=64)
+    for attempt, rows in enumerate((few, 4 * few)):
         sample = live.batches.sample(rows, "fresh") if attempt == 0 else live.batches.sample(rows + 1, "fresh")
         batch = tree.to_device(sample[0], live.device)
         if len(sample) > 1 and live.training.loss_fn is not None:
@@ -251,7 +255,7 @@ def signals(case: Case, step: int) -> list[LayerSignal]:
     """Signal, gradient, dead and saturated units per layer at a checkpoint. Cost: one forward and one backward pass."""
 
     def read(live: Live) -> list[LayerSignal]:
-        batch = tree.to_device(live.batches.sample(256, "fresh")[0], live.device)
+        batch = tree.to_device(live.batches.sample(case.rows(4, 256), "fresh")[0], live.device)
 
         def run() -> None:
             loss = live.training.loss(live.model, batch)

@@ -87,10 +87,11 @@ def _layers(case: Case) -> dict[str, Any]:
 def _taylor(case: Case) -> dict[str, Any]:
     """Predicted and actual change of the loss over single steps, on the same examples, at every kept checkpoint."""
     out: dict[str, list[float]] = {"steps": [], "actual": [], "first": [], "second": []}
+    rows = case.rows(100, 256)
     for step in sorted(case.baseline.states):
         with case.live(step) as live:
-            for i in range(step, step + 3):
-                before = Objective.of(live, live.batches.sample(256, "probe"), seed=3)
+            for i in range(step, step + (3 if rows >= 128 else 1)):
+                before = Objective.of(live, live.batches.sample(rows, "probe"), seed=3)
                 theta = before.theta()
                 if advance(live, i, 1) != i + 1:
                     break
@@ -111,7 +112,8 @@ def _line(case: Case) -> dict[str, Any] | None:
         return None
     train, validation = case.probes
     a, b = case.baseline.states[first], case.baseline.states[last]
-    alphas = np.linspace(0, 1.25, LINE_POINTS)
+    points = LINE_POINTS if case.rows(4 * LINE_POINTS, least=1) >= train.rows else 11
+    alphas = np.linspace(0, 1.25, points)
     out: dict[str, Any] = {"alpha": alphas.tolist(), "train": [], "validation": [] if validation else None}
     with case.live(last) as live:
         named = dict(live.model.named_parameters())

@@ -23,7 +23,8 @@ __all__ = ["State"]
 class State:
     """Parameters, buffers, optimizer, schedule and random streams of a training after `step` steps.
 
-    Tensors are kept on the CPU, so that many states fit beside a model on a GPU.
+    Tensors are kept on the CPU, so that many states fit beside a model on a GPU. Of an optimizer, what a subclass keeps in
+    attributes of its own (counters, averages) is kept as well, as far as it is numbers, text and tensors.
     """
 
     step: int
@@ -55,11 +56,16 @@ class State:
             parameters={n: _keep(p) for n, p in model.named_parameters()},
             buffers={n: _keep(b) for n, b in model.named_buffers()},
             optimizer={
-                "state": {order[id(p)]: _copy_tree(s) for p, s in optimizer.state.items() if id(p) in order},
+                "state": {
+                    order[id(p)] if isinstance(p, Tensor) else p: _copy_tree(s, torch.device("cpu"))
+                    for p, s in optimizer.state.items()
+                    if id(p) in order or not isinstance(p, Tensor)
+                },
                 "groups": [
                     {k: _copy_tree(v) for k, v in group.items() if k != "params"} | {"count": len(group["params"])}
                     for group in optimizer.param_groups
                 ],
+                "attributes": {k: _copy_tree(v, torch.device("cpu")) for k, v in vars(optimizer).items() if _own(k, v)},
             },
             schedule=None if live.schedule is None else copy.deepcopy(live.schedule.state_dict()),
             requires_grad={n: p.requires_grad for n, p in model.named_parameters()},
@@ -78,10 +84,10 @@ class State:
         if set(named) != set(self.parameters):
             odd = sorted(set(named) ^ set(self.parameters))
             raise CannotRun(f"the saved state belongs to another model: parameters {odd[:3]} are only in one of the two.")
-        held = [p for group in optimizer.param_groups for p in group["params"]]
         counts = [g["count"] for g in self.optimizer["groups"]]
-        if len(held) < sum(counts):
-            raise CannotRun(f"the saved state has {sum(counts)} optimized parameters, this optimizer has {len(held)}.")
+        here = [len(g["params"]) for g in optimizer.param_groups]
+        if len(here) < len(counts) or any(n < count for n, count in zip(here, counts, strict=False)):
+            raise CannotRun(f"the saved state has {counts} optimized parameters by group, this optimizer has {here}.")
         with torch.no_grad():
             for name, p in named.items():
                 if p.shape != self.parameters[name].shape:
@@ -97,18 +103,31 @@ class State:
         for name, module in model.named_modules():
             if name in self.modes:
                 module.training = self.modes[name]
-        optimizer.state.clear()
-        for index, s in self.optimizer["state"].items():
-            p = held[int(index)]
-            optimizer.state[p] = _copy_tree(s, p.device)
-        # Groups that were added since (a remedy that unfreezes) go away again.
+        # Groups and parameters that were added since (a remedy that unfreezes) go away again.
         del optimizer.param_groups[len(counts) :]
         for group, saved in zip(optimizer.param_groups, self.optimizer["groups"], strict=True):
+            del group["params"][saved["count"] :]
             group.update({k: _copy_tree(v) for k, v in saved.items() if k != "count"})
+        self._restore_optimizer(optimizer)
         if live.schedule is not None and self.schedule is not None:
             live.schedule.load_state_dict(copy.deepcopy(self.schedule))
         if self.random is not None:
             restore_random(self.random)
+
+    def _restore_optimizer(self, optimizer: Any) -> None:
+        groups = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+        optimizer.state.clear()
+        for key, s in self.optimizer["state"].items():
+            if not isinstance(key, int):
+                optimizer.state[key] = _copy_tree(s)
+                continue
+            p, group = groups[key]
+            optimizer.state[p] = _copy_tree(s, p.device)
+            if isinstance(s, dict) and isinstance(s.get("step"), Tensor) and (group.get("capturable") or group.get("fused")):
+                optimizer.state[p]["step"] = s["step"].detach().clone().to(p.device)  # their kernels read it there
+        device = groups[0][0].device if groups else None
+        for key, value in self.optimizer.get("attributes", {}).items():
+            setattr(optimizer, key, _copy_tree(value, device))
 
     def save(self, path: Path | str) -> None:
         """Write `path` (safetensors, with the rest as JSON in its header); a crash leaves the old file or the new one."""
@@ -150,6 +169,19 @@ class State:
 
 def _keep(t: Tensor) -> Tensor:
     return t.detach().to("cpu", copy=True)
+
+
+def _own(name: str, value: Any) -> bool:
+    """Whether an attribute of an optimizer is the kind of thing that steps change and that can be kept."""
+    if name in ("state", "param_groups", "defaults") or name.startswith("_optimizer_"):
+        return False
+    if isinstance(value, dict):
+        return all(_own("", v) for v in value.values()) and all(isinstance(k, (str, int)) for k in value)
+    if isinstance(value, (list, tuple)):
+        return all(_own("", v) for v in value)
+    if isinstance(value, Tensor):
+        return not isinstance(value, torch.nn.Parameter)  # LBFGS, for one, lists the parameters themselves
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _copy_tree(tree: Any, device: torch.device | None = None) -> Any:

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, Self
 
@@ -154,7 +154,7 @@ class Live:
     ) -> None:
         self.training, self.model, self.optimizer, self.schedule = training, model, optimizer, schedule
         self.batches, self.device, self.seed = batches, device, seed
-        self._on_close: Callable[[], None] | None = None
+        self._on_close: list[Callable[[], object]] = []
 
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.model.parameters())
@@ -187,10 +187,8 @@ class Live:
         live = cls(training, model, optimizer, schedule, batches, where, seed)
         if not in_place and isinstance(training.model, nn.Module) and _trains_original(live):
             # The loss closes over the model that was handed in: only that very model can be trained.
-            assert isinstance(training.model, nn.Module)
             in_place = True
-            live.model = training.model
-            live.optimizer, live.schedule = _original(training)
+            live.model, live.optimizer, live.schedule, _ = _in_place(training)
         if in_place:
             kept = State.capture(live)
             grads = [(p, p.grad) for p in live.model.parameters()]
@@ -200,7 +198,7 @@ class Live:
                 for p, grad in grads:
                     p.grad = grad
 
-            live._on_close = put_back
+            live.at_close(put_back)
         return live
 
     def __enter__(self) -> Self:
@@ -210,10 +208,13 @@ class Live:
         self.close()
 
     def close(self) -> None:
-        """Put a model that could not be copied back as it was; nothing to do for a copy."""
-        if self._on_close is not None:
-            self._on_close()
-            self._on_close = None
+        """Put a model that could not be copied back as it was; a copy has only its hooks removed."""
+        while self._on_close:
+            self._on_close.pop()()
+
+    def at_close(self, function: Callable[[], object]) -> None:
+        """Have `function` called by `close`: what a change adds to a model that was handed in must go away again."""
+        self._on_close.append(function)
 
     def loss(self, batch: Any) -> Tensor:
         """The training's loss on one batch, with every change's context around the forward pass.
@@ -227,14 +228,6 @@ class Live:
         """The parameters that the optimizer moves, by name, in the model's order."""
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad and id(p) in held]
-
-
-def _original(training: Training) -> tuple[Optimizer, Any]:
-    assert isinstance(training.model, nn.Module)
-    if isinstance(training.optimizer, Optimizer):
-        schedule = training.schedule
-        return training.optimizer, schedule if _is_scheduler(schedule) or schedule is None else schedule(training.optimizer)
-    return _build(training, training.model)
 
 
 def _is_scheduler(schedule: Any) -> bool:
@@ -301,13 +294,29 @@ def _copy(training: Training) -> tuple[nn.Module, Optimizer, Any, bool]:
             warnings.simplefilter("ignore")
             twin = copy.deepcopy(model, memo)
     except Exception:  # whatever a user's module objects to: it is then trained in place and put back
-        optimizer, schedule = _original(training)
-        return model, optimizer, schedule, True
+        return _in_place(training)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         q.grad = None if p.grad is None else p.grad.detach().clone()
+    optimizer, schedule = _optimizer_of(training, model, twin, memo)
     if not isinstance(training.optimizer, Optimizer):
-        optimizer, schedule = _build(training, twin)
-        return twin, optimizer, schedule, False
+        original = {id(p) for p in model.parameters()}
+        if any(id(p) in original for group in optimizer.param_groups for p in group["params"]):
+            return _in_place(training)  # a factory that closes over the model
+    return twin, optimizer, schedule, False
+
+
+def _in_place(training: Training) -> tuple[nn.Module, Optimizer, Any, bool]:
+    """The model itself, with a copy of its optimizer and schedule, which so need not be put back."""
+    model = training.model
+    assert isinstance(model, nn.Module)
+    memo: dict[int, Any] = {id(x): x for x in (*model.parameters(), *model.buffers(), *model.modules())}
+    return (model, *_optimizer_of(training, model, model, memo), True)
+
+
+def _optimizer_of(training: Training, model: nn.Module, twin: nn.Module, memo: dict[int, Any]) -> tuple[Optimizer, Any]:
+    """The optimizer and schedule of `twin`: copies of the model's, or made anew by the user's functions."""
+    if not isinstance(training.optimizer, Optimizer):
+        return _build(training, twin)
     check_parameters(model, training.optimizer)
     optimizer = copy_optimizer(training.optimizer, memo)
     schedule = training.schedule
@@ -317,7 +326,7 @@ def _copy(training: Training) -> tuple[nn.Module, Optimizer, Any, bool]:
         if getattr(schedule, "optimizer", training.optimizer) is not training.optimizer:
             raise CannotRun("`schedule` drives another optimizer than the one that was given. Pass the two that belong together.")
         schedule = copy.deepcopy(schedule, memo)
-    return twin, optimizer, schedule, False
+    return optimizer, schedule
 
 
 def copy_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
@@ -368,21 +377,13 @@ def check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
 
 
 def _trains_original(live: Live) -> bool:
-    """Whether a `batch_loss` closes over the model that was handed in, and so would leave the copy untrained."""
+    """Whether the loss closes over the model that was handed in: all of it, or a penalty on its parameters."""
     original = live.training.model
-    if live.training.batch_loss is None or not isinstance(original, nn.Module):
-        return False
+    assert isinstance(original, nn.Module)
     with untouched(live.model, seed=0), untouched(original, seed=0):
         try:
             loss = live.training.loss(live.model, tree.to_device(live.batches.batch(0), live.device))
-            mine = [p for p in live.model.parameters() if p.requires_grad]
             theirs = [p for p in original.parameters() if p.requires_grad]
-            grads = torch.autograd.grad(loss, mine + theirs, allow_unused=True)
+            return any(g is not None for g in torch.autograd.grad(loss, theirs, allow_unused=True))
         except Exception:  # the first real step reports what is wrong with the loss, with advice
             return False
-    return all(g is None for g in grads[: len(mine)]) and any(g is not None for g in grads[len(mine) :])
-
-
-def parameter_count(parameters: Iterable[Tensor]) -> int:
-    """The number of scalars in `parameters`."""
-    return sum(p.numel() for p in parameters)

@@ -101,19 +101,20 @@ def everything(model: nn.Module, optimizer: Any = None, schedule: Any = None) ->
     if optimizer is not None:
         state = optimizer.state_dict()
         kept["optimizer"] = {k: {i: dict(s) for i, s in v.items()} if k == "state" else [dict(g) for g in v] for k, v in state.items()}
-        kept["optimizer"] = _clone(kept["optimizer"])
+        kept["optimizer"] = clone(kept["optimizer"])
         kept["attributes"] = sorted(optimizer.__dict__)
         kept["step"] = repr(optimizer.__dict__.get("step"))
     if schedule is not None:
-        kept["schedule"] = _clone({k: v for k, v in schedule.state_dict().items() if not callable(v)})
+        kept["schedule"] = clone({k: v for k, v in schedule.state_dict().items() if not callable(v)})
     return kept
 
 
-def _clone(value: Any) -> Any:
+def clone(value: Any) -> Any:
+    """A copy that later steps do not reach; of functions and the like only the name."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
-        return {k: _clone(v) for k, v in value.items()}
+        return {k: clone(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_clone(v) for v in value]
+        return [clone(v) for v in value]
     return value if isinstance(value, (int, float, str, bool, type(None))) else repr(value)
