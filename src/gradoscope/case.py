@@ -182,13 +182,21 @@ class Case:
         train = Probe(live, self.batches.sample(rows, "probe"), "train")
         if self.validation is None:
             return train, None
-        return train, Probe(live, self.validation.sample(rows, "probe"), "eval")
+        return train, Probe(live, self.validation.sample(self._validation_rows(rows), "probe"), "eval")
+
+    def _validation_rows(self, rows: int) -> int:
+        """All validation examples where they are few: a gap is judged on them, and their losses scatter widely."""
+        assert self.validation is not None
+        size = self.validation.size
+        return size if size is not None and size <= 1024 else max(rows, 128)
 
     def _run(self, live: Live, start: int, steps: int, *, keep: bool = False, tell: bool = False, stop_above: float = math.inf) -> Trace:
         train, validation = self._memo["probes"]
         trace = Trace(start)
         marks = sorted({start + round(steps * i / POINTS) for i in range(1, POINTS + 1)})
         keeps = {start + round(steps * share) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)} if keep else set()
+
+        looking = 0.0
 
         def look(step: int) -> None:
             nonlocal looking
@@ -227,7 +235,6 @@ class Case:
                 return not math.isfinite(value) or value > stop_above
             return False
 
-        looking = 0.0
         wall = time.perf_counter()
         look(start)
         trace.done = advance(live, start, steps, [watch])
@@ -285,9 +292,35 @@ class Case:
         A run that has diverged is as bad as one that went as far up as the best went down: how far up says nothing.
         """
         first = self.baseline.probe[0][1]
-        first = np.where(np.isfinite(first), first, self.start_level)
-        capped: np.ndarray = np.minimum(parts, first + self.scale)
+        usable = np.isfinite(first).all() and self.initial <= self.start_level
+        capped: np.ndarray = np.minimum(parts, (first if usable else self.start_level) + self.scale)
         return capped
+
+    def material(self, c: Counterfactual) -> bool | None:
+        """Whether a counterfactual gains materially: True, False, or None for in between.
+
+        It does if it removes a quarter of all there was to remove; or a tenth where the unchanged training has stalled:
+        in its second half it removes less than a third of what the remedy removes of the excess at the middle. The
+        difference must be beyond three standard errors, as the best of a dozen counterfactuals is looked at.
+        """
+        if c.failed or not c.difference > T.SIGMAS * c.difference_se:
+            return False
+        if c.shortfall >= T.MATERIAL:
+            return True
+        middle = self.middle
+        excess = middle - min(self.best, middle)
+        if c.shortfall >= T.STALLED and excess > 0 and c.on == "training":
+            ours, remedys = (middle - self.final) / excess, (middle - c.loss_remedy) / excess
+            if remedys >= 0.5 and ours <= remedys / T.TIMES_FASTER:
+                return True
+        return False if c.shortfall < T.MINOR else None
+
+    @property
+    def middle(self) -> float:
+        """The training loss half way through the unchanged run."""
+        curve = [v for _, v in self.baseline.curve()]
+        value = curve[len(curve) // 2]
+        return value if math.isfinite(value) else self.final
 
     @property
     def start_level(self) -> float:
@@ -309,7 +342,7 @@ class Case:
         start = self.start_level
         reached = min(self.best, start)
         lowest = self.attainable if self.attainable is not None else min(reached, 0.0)
-        return max(start - reached, T.NOT_LEARNT / T.MATERIAL * (start - lowest), 1e-12 * max(1.0, abs(start)))
+        return max(start - reached, T.SCALE_FLOOR * (start - lowest), 1e-12 * max(1.0, abs(start)))
 
     @property
     def final(self) -> float:
@@ -380,7 +413,12 @@ class Case:
         try:
             with Live.of(changed, seed=self.seed, device=self.device, batches=self.batches) as live:
                 prepare(live, state)
-                trace = self._run(live, start, steps, stop_above=self.start_level + 10 * self.scale)
+                trace = self._run(
+                    live,
+                    start,
+                    steps,
+                    stop_above=10 * max(self.start_level + self.scale, self.initial if math.isfinite(self.initial) else 0.0),
+                )
         except (GradoscopeError, RuntimeError, ValueError, AssertionError) as error:
             trace.failed = f"{type(error).__name__}: {error}"
             trace.probe = trace.probe or [self.baseline.probe[0]]
@@ -498,6 +536,14 @@ class Case:
     def taken(self) -> set[Any]:
         """The (name, step) keys of the measurements taken so far."""
         return {key for key in self._memo if isinstance(key, tuple)}
+
+    def remember(self, name: str, step: int, value: Any) -> None:
+        """Keep a value as if it had been measured."""
+        self._memo[(name, step)] = value
+
+    def recall(self, name: str, step: int) -> Any:
+        """A value that was measured or remembered, or None."""
+        return self._memo.get((name, step))
 
     def rows(self, passes: int, most: int = 2048, least: int = 32) -> int:
         """How many examples a reading of so many forward and backward passes may use, for a fixed share of the time."""

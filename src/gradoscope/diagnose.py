@@ -18,6 +18,7 @@ from gradoscope.case import Case
 from gradoscope.diagnosis import Diagnosis, Evidence, Finding, Health, Verdict
 from gradoscope.errors import GradoscopeError
 from gradoscope.obstacles import Mechanism, Obstacle, all_obstacles, evidence
+from gradoscope.obstacles._floor import better_learner
 from gradoscope.remedies.step_size import StepSize
 from gradoscope.training import Training
 
@@ -153,7 +154,7 @@ def examine(case: Case, *, budget: float = 0.05, provenance: dict[str, Any] | No
 def little_to_gain(case: Case) -> bool:
     """Whether even the lowest loss that any output could get is not materially below what the training reached."""
     headroom = case.headroom
-    return headroom is not None and headroom < T.MINOR and case.baseline.broke is None
+    return headroom is not None and headroom < T.STALLED and case.baseline.broke is None
 
 
 def _examine(obstacle: Obstacle, case: Case, known: dict[str, Finding]) -> Finding:
@@ -204,6 +205,29 @@ def judge_health(case: Case, known: dict[str, Finding]) -> Health:
         return Health(None, 0.5, "it made no progress, and no cause could be confirmed", tuple(found), ("the cause of the standstill",))
     if headroom is not None and headroom < T.MINOR:
         return Health(True, 0.97, f"It removed {1 - headroom:.0%} of all the loss that any model could.", tuple(found))
+    if case.counterfactuals and (headroom is None or headroom > T.MINOR):
+        learner = better_learner(case)
+        if learner is not None:
+            says = f"{learner.learner} removes {learner.skill:.0%} of the constant answer's error on new examples, far more than this model"
+            found.append(evidence(f"skill {learner.learner}", learner.skill, says, se=learner.se, supports=False))
+            return Health(
+                None,
+                0.5,
+                f"{learner.learner} do far better on the same data, but no cause could be confirmed".replace(
+                    "linear do", "a linear model does"
+                ),
+                tuple(found),
+                ("why this model does not reach what an independent learner does",),
+            )
+        gains = [c for c in tried if case.material(c)]
+        if gains:
+            return Health(
+                None,
+                0.5,
+                f"{gains[0].remedy} ends materially lower, but no cause could be confirmed",
+                tuple(found),
+                ("the mechanism by which it helps",),
+            )
     if not case.counterfactuals:
         return Health(None, 0.5, "it progresses; whether it could do materially better was not tried", tuple(found), ("counterfactual",))
     if share < T.MINOR:

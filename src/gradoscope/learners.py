@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Score", "parity_solution", "reference_scores"]
+__all__ = ["THIS_MODEL", "Score", "as_examples", "parity_solution", "reference_scores", "repeated_noise"]
+
+THIS_MODEL = "this model"
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Score:
         return self.skill > max(3 * self.se, 0.01)
 
 
-def reference_scores(inputs: Tensor, target: Tensor, *, seed: int = 0) -> list[Score]:
-    """Fit independent learners on one half of the rows and score them on the other.
+def reference_scores(inputs: Tensor, target: Tensor, *, output: Tensor | None = None, seed: int = 0) -> list[Score]:
+    """Fit independent learners on a random half of the rows and score them on the other.
 
     A linear model, nearest neighbours, a forest of trees and, for inputs of two values each, parities of any subset by
     Gaussian elimination over GF(2): none of them follows a gradient of the model under diagnosis.
@@ -41,7 +43,8 @@ def reference_scores(inputs: Tensor, target: Tensor, *, seed: int = 0) -> list[S
     Args:
         inputs: (N, ...) numbers, flattened per row.
         target: (N,) classes (integers, or floats of two values), or (N,) or (N, m) real values.
-        seed: for the forest.
+        output: what the model under diagnosis answers on the same rows, to be scored in the same unit as "this model".
+        seed: for the halves and the forest.
 
     Returns:
         One score per learner that applies; empty where targets are of no kind that can be learnt here.
@@ -54,7 +57,7 @@ def reference_scores(inputs: Tensor, target: Tensor, *, seed: int = 0) -> list[S
     from sklearn.preprocessing import StandardScaler
 
     x = inputs.detach().cpu().double().reshape(len(inputs), -1).numpy()
-    y = target.detach().cpu().numpy()
+    y = target.detach().cpu().to(torch.float64 if target.is_floating_point() else target.dtype).numpy()
     if len(x) < 20 or not np.isfinite(x).all():
         return []
     if y.ndim == 2 and y.shape[1] == 1:
@@ -64,6 +67,8 @@ def reference_scores(inputs: Tensor, target: Tensor, *, seed: int = 0) -> list[S
         y = np.unique(y, return_inverse=True)[1]
     elif y.ndim > 2 or np.issubdtype(y.dtype, np.integer):
         return []
+    order = np.random.default_rng(seed % 2**63).permutation(len(x))  # rows may come sorted by class
+    x, y = x[order], y[order]
     half = len(x) // 2
     x = StandardScaler().fit(x[:half]).transform(x)
     learners: dict[str, Any]
@@ -88,11 +93,56 @@ def reference_scores(inputs: Tensor, target: Tensor, *, seed: int = 0) -> list[S
             except ValueError:  # one class only in the half it is fitted on
                 continue
         scores.append(_score(name, predicted, y[:half], y[half:], classes))
+    own = None if output is None else _answers(output, target, classes)
+    if own is not None:
+        scores.append(_score(THIS_MODEL, own[order][half:], y[:half], y[half:], classes))
     if classes and len(np.unique(y)) == 2:
         solution = parity_solution(x[:half], y[:half])
         if solution is not None:
             scores.append(_score("parity (Gaussian elimination)", solution(x[half:]), y[:half], y[half:], True))
     return scores
+
+
+def _answers(output: Tensor, target: Tensor, classes: bool) -> np.ndarray | None:
+    """A model's output in the terms of the targets: classes as their rank among the target's values, or numbers."""
+    z = output.detach().cpu().double().numpy()
+    if z.ndim == 2 and z.shape[1] == 1:
+        z = z[:, 0]
+    if not np.isfinite(z).all() or len(z) != len(target):
+        return None
+    if not classes:
+        shape = tuple(target.shape[:1]) if target.dim() == 2 and target.shape[1] == 1 else tuple(target.shape)
+        return z if z.shape == shape else None
+    values = np.unique(target.detach().cpu().numpy())
+    if z.ndim == 2 and not target.is_floating_point() and z.shape[1] > values.max():
+        return np.asarray(z[:, values.astype(int)].argmax(1))
+    if z.ndim == 1 and len(values) == 2:
+        # A score of one number: cut where it splits these rows best, which favours the model.
+        cuts = np.quantile(z, np.linspace(0.02, 0.98, 49))
+        truth = np.unique(target.detach().cpu().numpy().reshape(len(z)), return_inverse=True)[1]
+        best = max(cuts, key=lambda c: float(((z > c) == truth).mean()))
+        return np.asarray(z > best).astype(int)
+    return None
+
+
+def repeated_noise(inputs: Tensor, target: Tensor) -> tuple[float, int] | None:
+    """The share of the targets' variance that is left among rows with equal inputs, and the number of such rows.
+
+    One where inputs say nothing, zero where they determine the targets; None with fewer than 50 repeated rows.
+    """
+    x = inputs.detach().cpu().double().reshape(len(inputs), -1).numpy()
+    y = target.detach().cpu().double().reshape(len(target), -1).numpy()
+    _, group, count = np.unique(x, axis=0, return_inverse=True, return_counts=True)
+    group = group.reshape(-1)
+    repeated = count[group] > 1
+    total = float(y.var(axis=0, ddof=1).sum())
+    if repeated.sum() < 50 or total == 0:
+        return None
+    means = np.zeros((len(count), y.shape[1]))
+    np.add.at(means, group, y)
+    means /= count[:, None]
+    within = float(((y - means[group]) ** 2).sum()) / max(1, int(repeated.sum() - (count > 1).sum()))
+    return within / total, int(repeated.sum())
 
 
 def _score(name: str, predicted: np.ndarray, fitted: np.ndarray, truth: np.ndarray, classes: bool) -> Score:

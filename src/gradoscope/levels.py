@@ -41,16 +41,18 @@ def _minimise(loss: Callable[[Tensor], Tensor], start: Tensor) -> tuple[float, T
 def _ranges(output: Tensor) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor]]:
     """What free numbers are turned into outputs of the model's kind, and the numbers that give these outputs.
 
-    First the numbers themselves. Where they find no bound or the loss refuses them, outputs that are normalised (logarithms
-    of) probabilities, or all between 0 and 1, are taken to be so by construction.
+    (Logarithms of) probabilities that sum to one stay so: -log p, say, has no bound otherwise. All else is the numbers
+    themselves and, where the loss refuses those, numbers between 0 and 1 if all outputs are such.
     """
-    yield (lambda z: z), output
     small = torch.finfo(output.dtype).tiny ** 0.5
-    for dim in {1, output.dim() - 1} if output.dim() > 1 and output.shape[-1] > 1 else ():
+    for dim in sorted({d for d in (1, output.dim() - 1) if 0 < d < output.dim() and output.shape[d] > 1}):
         if bool((output.logsumexp(dim).abs() < 1e-3).all()):
             yield partial(torch.log_softmax, dim=dim), output
-        elif bool((output >= 0).all()) and bool(((output.sum(dim) - 1).abs() < 1e-3).all()):
+            return
+        if bool((output >= 0).all()) and bool(((output.sum(dim) - 1).abs() < 1e-3).all()):
             yield partial(torch.softmax, dim=dim), output.clamp(min=small).log()
+            return
+    yield (lambda z: z), output
     if bool(((output >= 0) & (output <= 1)).all()):
         yield torch.sigmoid, output.clamp(1e-6, 1 - 1e-6).logit()
 

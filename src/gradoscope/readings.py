@@ -12,6 +12,7 @@ from torch import Tensor
 from gradoscope import thresholds as T
 from gradoscope import tree
 from gradoscope.case import Case
+from gradoscope.errors import GradoscopeError
 from gradoscope.measure.activations import LayerSignal, layer_sensitivity, signal_statistics
 from gradoscope.measure.curvature import Spectrum, extreme_eigenvalues
 from gradoscope.measure.information import TargetInformation, batch_information, target_information
@@ -81,6 +82,8 @@ def _curvature(case: Case, live: Live, step: int) -> Curvature:
     spectrum = extreme_eigenvalues(objective, k=1, tolerance=0.05, max_products=30, seed=case.seed)
     s = s_error = c = None
     rates = _metric(live, objective.named, gradient)
+    if rates is not None and not _constant(rates) and not live.optimizer.state:
+        rates = None  # before its first steps an adaptive optimizer has no metric: that of one gradient divides by zeros
     if rates is not None and bool((rates > 0).any()):
         scaled, factor = spectrum, float(rates[0])
         if not _constant(rates):
@@ -92,7 +95,10 @@ def _curvature(case: Case, live: Live, step: int) -> Curvature:
         c = 2 * float((rates * gradient) @ objective.hvp(rates * twin)) / slope / limit if slope > 0 else None
     direction = spectrum.bottom_vectors[0].to(gradient)
     objective.release()
-    negative = _rayleigh(case, live, direction)
+    # On the whole data set the curvature is known up to the residual; on a sample, others must confirm it.
+    whole = live.batches.size is not None and others is None
+    exact = (float(spectrum.bottom[0]), float(spectrum.bottom_residuals[0]))
+    negative = exact if whole else _rayleigh(case, live, direction)
     reference = case.attainable if case.attainable is not None else min(case.best, loss)
     excess = max(loss - reference, 0.0)
     magnitude = abs(spectrum.largest_magnitude)
@@ -213,8 +219,8 @@ def _information(case: Case, live: Live) -> TargetInformation | None:
                 )
             else:
                 result = batch_information(live.model, live.training.loss, batch, parameters, permutations=99, seed=case.seed + attempt)
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return None
+        except (GradoscopeError, RuntimeError, ValueError, TypeError, IndexError):
+            return None  # targets that cannot be told from the inputs, or not be permuted
         if result.p_value >= 0.1 or result.p_value <= 1.5 / (result.permutations + 1):
             break
         if live.batches.size is not None and live.batches.size <= rows:
@@ -265,6 +271,69 @@ def signals(case: Case, step: int) -> list[LayerSignal]:
         return signal_statistics(live.model, run)
 
     reading: list[LayerSignal] = case.measure("signals", step, read)
+    return reading
+
+
+def output_growth(case: Case, step: int) -> float | None:
+    """RMS of the model's output over that of its floating-point input, at a checkpoint; None where either is no number."""
+
+    def read(live: Live) -> float | None:
+        seen: list[float] = []
+
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            numbers = [t.detach().float().square().mean().sqrt() for t in tree.leaves(inputs) if t.is_floating_point()]
+            outputs = [t.detach().float().square().mean().sqrt() for t in tree.leaves(output) if t.is_floating_point()]
+            if numbers and outputs and not seen:
+                seen.append(float(max(outputs) / max(float(max(numbers)), 1e-30)))
+
+        handle = live.model.register_forward_hook(hook)
+        try:
+            case.objective(live, case.rows(2, 256)).loss()
+        finally:
+            handle.remove()
+        return seen[0] if seen else None
+
+    reading: float | None = case.measure("output_growth", step, read)
+    return reading
+
+
+def time_ratio(case: Case, step: int) -> float | None:
+    """How much the first tenth of a recurrent layer's inputs moves the loss, against the part that moves it most.
+
+    The norm of the gradient of the loss by each time step's input, RMS over examples. None without recurrent layers.
+    """
+
+    def read(live: Live) -> float | None:
+        layers = [m for m in live.model.modules() if isinstance(m, torch.nn.RNNBase)]
+        if not layers:
+            return None
+        profiles: list[np.ndarray] = []
+
+        def hook(module: Any, args: Any) -> Any:
+            x = args[0]
+            if not isinstance(x, Tensor) or x.dim() != 3:
+                return None
+            x = x.detach().requires_grad_() if not x.requires_grad else x
+            axis = 1 if module.batch_first else 0
+
+            def keep(grad: Tensor) -> None:
+                others = [d for d in range(3) if d != axis]
+                profiles.append(grad.detach().double().square().sum(others).sqrt().cpu().numpy())
+
+            x.register_hook(keep)  # type: ignore[no-untyped-call]
+            return (x, *args[1:])
+
+        handle = layers[0].register_forward_pre_hook(hook)
+        try:
+            case.objective(live, case.rows(4, 64)).gradient()
+        finally:
+            handle.remove()
+        profile = profiles[0] if profiles else np.zeros(0)
+        if len(profile) < 8 or not np.isfinite(profile).all() or profile.max() == 0:
+            return None
+        return float(profile[: max(1, len(profile) // 10)].max() / profile.max())
+
+    reading: float | None = case.measure("time_ratio", step, read)
     return reading
 
 

@@ -15,11 +15,18 @@ __all__ = [
     "NEGATIVE_SHARE",
     "NOISE_SHARE",
     "NOT_LEARNT",
+    "SATURATED_SHARE",
+    "SCALE_FLOOR",
     "SENSITIVITY_RATIO",
+    "SIGMAS",
+    "SLOW",
     "SMALL_STEP",
     "STABILITY",
+    "STALLED",
     "STIFF_LOWER",
     "STIFF_UPPER",
+    "TIMES_FASTER",
+    "TIME_RATIO",
     "UNEXPLAINED",
 ]
 
@@ -29,8 +36,17 @@ __all__ = [
 MATERIAL = 0.25
 """A remedy that removes a quarter of all there was to remove changes what the training is worth. Another learning rate
 within a factor of three, or another seed, moves healthy trainings by less."""
+SCALE_FLOOR = 0.2
+"""All there was to remove counts as at least a fifth of the loss above its lowest possible value: where no run has learnt
+anything, the differences between runs are noise."""
 MINOR = 0.15
 """Below this share nothing material can be gained: such a training is healthy. Between MINOR and MATERIAL: undetermined."""
+STALLED = 0.10
+"""What a remedy must remove of all there was where the training has stalled: a tenth is what separates learnt from not."""
+TIMES_FASTER = 3.0
+"""A stalled training removes less than a third of the excess that the remedy removes over the same steps."""
+SIGMAS = 3.0
+"""Standard errors that a gain must exceed: the best of a dozen counterfactuals exceeds two by chance in a quarter of cases."""
 ABSENT_SHORTFALL = 0.10
 """An upper confidence bound below this share refutes a counterfactual outright."""
 
@@ -62,8 +78,12 @@ NEGATIVE_SHARE = 1e-3
 # --- Layers and units -----------------------------------------------------------------------------------------------
 SENSITIVITY_RATIO = 1e-2
 """A layer whose sensitivity is a hundredth of the most sensitive one's learns a hundred times as slowly."""
+SATURATED_SHARE = 0.5
+"""More than half of what an activation puts out has no slope: a layer that hardly passes a gradient."""
 DEAD_SHARE = 0.95
 """Nearly all units of a layer give the same output for every example: no signal passes."""
+TIME_RATIO = 1e-3
+"""The first inputs of a sequence move the loss a thousandth as much as the inputs that move it most."""
 GROWTH = 100.0
 """Signal or gradient that grows a hundredfold from one end of the network to the other."""
 CLIFF = 10.0
@@ -75,6 +95,8 @@ NOISE_SHARE = 0.5
 INFORMED = 0.02
 """A permutation test below this p-value: the gradient knows the targets. Readings below 0.1 are repeated on four times as
 many examples first, so that chance alone gets here in a fifth of a hundredth of the cases."""
+SLOW = 0.25
+"""Less than a quarter of the excess in half of the steps: what still moves this slowly may sit at a critical point."""
 NOT_LEARNT = 0.10
 """A training that removed less than a tenth of what the best constant answer leaves has learnt next to nothing."""
 UNEXPLAINED = 0.5

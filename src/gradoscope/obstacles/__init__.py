@@ -76,7 +76,7 @@ class Obstacle:
         """The second key: forks under the changes that remove just this obstacle."""
         return []
 
-    def rivals(self, case: Case, best: Counterfactual) -> Evidence | None:
+    def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
         """Evidence that another, smaller change explains the gain as well, which refutes this obstacle."""
         return None
 
@@ -93,18 +93,18 @@ class Obstacle:
             why = f"counterfactual ({tried[0].failed})" if tried else "counterfactual"
             return self.finding("undetermined", 0.5, "no remedy could be tried", first, missing=[why])
         best = max(ran, key=lambda c: c.shortfall)
-        first.evidence.append(told(best))
-        rival = self.rivals(case, best)
-        low, high = best.shortfall_interval
+        material = case.material(best)
+        first.evidence.append(told(best, material))
+        rival = self.rivals(case, best, known) if material is not False else None
         if rival is not None:
             first.evidence.append(rival)
             return self.finding("absent", 0.9, "another change explains the gain", first, best)
-        if best.shortfall >= T.MATERIAL and low > T.ABSENT_SHORTFALL:
+        if material:
             if first.holds is None:
                 return self.finding("undetermined", 0.5, "a remedy helps, but the mechanism could not be measured", first, best)
-            sure = first.probability * chance_above(best, T.ABSENT_SHORTFALL)
+            sure = first.probability * chance_above(best, T.LEVEL)
             return self.finding("present", sure, self.summary(best), first, best)
-        if best.shortfall < T.MINOR or high < T.MATERIAL:
+        if material is False:
             sure = chance_below(best, T.MATERIAL)
             return self.finding("absent", sure, "removing it gains nothing material", first, best)
         return self.finding(
@@ -153,9 +153,8 @@ def best_step(case: Case, *factors: float) -> Counterfactual:
     return max([*tried, *before], key=lambda c: -math.inf if c.failed else c.shortfall)
 
 
-def told(c: Counterfactual) -> Evidence:
+def told(c: Counterfactual, helps: bool | None) -> Evidence:
     """A counterfactual as a line of evidence."""
-    helps = c.shortfall >= T.MATERIAL
     return Evidence(
         Measurement(
             f"counterfactual {c.remedy}", c.shortfall, se=c.difference_se * abs(c.shortfall / c.difference) if c.difference else 0.0

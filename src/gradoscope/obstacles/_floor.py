@@ -9,12 +9,15 @@ from gradoscope import thresholds as T
 from gradoscope import tree
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual
-from gradoscope.learners import Score, as_examples, reference_scores
+from gradoscope.errors import GradoscopeError
+from gradoscope.guard import untouched
+from gradoscope.learners import THIS_MODEL, Score, as_examples, reference_scores, repeated_noise
 from gradoscope.loop import scalar
+from gradoscope.remedies.rescale import Rescale, rescalable
 from gradoscope.remedies.step_size import StepSize
 from gradoscope.training import Live
 
-__all__ = ["learnt", "material_gain", "memorises", "scores"]
+__all__ = ["better_learner", "learnt", "material_gain", "memorises", "repeats", "scores"]
 
 
 def learnt(case: Case) -> float:
@@ -29,9 +32,11 @@ def material_gain(case: Case) -> Counterfactual | None:
     """The best of the fixed set of gradient-based changes, if it gains materially: other steps, and all tried before."""
     for factor in (0.1, 10.0):
         case.trial(StepSize(factor))
-    level = max(case.final, 1e-30)
-    floor = case.attainable if case.attainable is not None else min(case.best, 0.0)
-    helpful = [c for c in case.trials() if c.on == "training" and not c.failed and c.difference > T.MINOR * max(level - floor, 1e-30)]
+    with case.live() as live:
+        layers = rescalable(live.model)
+    if layers:
+        case.trial(Rescale())
+    helpful = [c for c in case.trials() if c.on == "training" and case.material(c) is not False]
     return max(helpful, key=lambda c: c.difference, default=None)
 
 
@@ -43,12 +48,43 @@ def scores(case: Case) -> list[Score] | None:
         if examples is None or case.training.loss_fn is None:
             return None
         x, y = examples
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(case.seed))
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(case.seed))[:4096]
         if y.dim() > 2 or (y.dim() == 2 and y.shape[1] > 1 and not y.is_floating_point()) or x[0].numel() > 4096:
             return None
-        return reference_scores(x[order], y[order], seed=case.seed)
+        x, y = x[order], y[order]
+        with untouched(live.model, seed=0), torch.no_grad():
+            live.model.eval()
+            output = live.model(x.to(live.device))
+        same_inputs.append(repeated_noise(x, y))
+        return reference_scores(x, y, output=output if isinstance(output, torch.Tensor) else None, seed=case.seed)
 
-    found: list[Score] | None = case.measure("scores", 0, read)
+    same_inputs: list[tuple[float, int] | None] = []
+    try:
+        found: list[Score] | None = case.measure("scores", max(case.baseline.states), read)
+    except (GradoscopeError, RuntimeError, ValueError, TypeError, IndexError):
+        found = None
+        case.remember("scores", max(case.baseline.states), None)
+    if same_inputs:
+        case.remember("repeats", max(case.baseline.states), same_inputs[0])
+    return found
+
+
+def better_learner(case: Case) -> Score | None:
+    """The best independent learner that beats the model itself on the same new examples beyond doubt, or None."""
+    found = scores(case) or []
+    own = next((s for s in found if s.learner == THIS_MODEL), None)
+    others = [s for s in found if s.learner != THIS_MODEL]
+    if own is None or not others:
+        return None
+    best = max(others, key=lambda s: s.skill)
+    margin = best.skill - own.skill
+    return best if margin > T.MINOR and margin > T.SIGMAS * math.hypot(best.se, own.se) else None
+
+
+def repeats(case: Case) -> tuple[float, int] | None:
+    """What rows with equal inputs tell of the noise in the targets, see `learners.repeated_noise`."""
+    scores(case)
+    found: tuple[float, int] | None = case.recall("repeats", max(case.baseline.states))
     return found
 
 

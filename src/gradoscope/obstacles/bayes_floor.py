@@ -4,8 +4,9 @@ from gradoscope import readings
 from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Evidence, Finding
+from gradoscope.learners import THIS_MODEL
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
-from gradoscope.obstacles._floor import learnt, material_gain, scores
+from gradoscope.obstacles._floor import better_learner, learnt, material_gain, repeats, scores
 
 __all__ = ["OBSTACLE", "BayesFloor"]
 
@@ -65,22 +66,51 @@ class BayesFloor(Obstacle):
                 first,
                 missing=["examples on which independent learners can be fitted"],
             )
-        achieved = learnt(case)
         for score in found:
-            beats = score.skill - 2 * score.se > achieved + T.LEVEL
             first.evidence.append(
                 evidence(
                     f"skill {score.learner}",
                     score.skill,
-                    f"{score.learner} removes {score.skill:.1%} of the constant answer's error on new examples",
+                    f"{score.learner} removes {score.skill:.1%} of the constant answer's error",
                     se=score.se,
-                    supports=not beats,
                 )
             )
-        best = max(found, key=lambda s: s.skill)
-        if best.better and best.skill - 2 * best.se > achieved + T.LEVEL:
-            return self.finding("absent", 0.95, f"{best.learner} does better on new examples ({best.skill:.0%})", first)
+        better = better_learner(case)
+        if better is not None:
+            return self.finding("absent", 0.95, f"{better.learner} does better on new examples ({better.skill:.0%})", first)
+        if all(s.learner != THIS_MODEL for s in found):
+            able = max(found, key=lambda s: s.skill)
+            if able.better and able.skill > learnt(case) + T.MINOR:
+                return self.finding("absent", 0.9, f"{able.learner} does better on new examples ({able.skill:.0%})", first)
+        informed = self._informed(case)
+        if informed is not None:
+            first.evidence.append(informed)
+        repeated = repeats(case)
+        if repeated is not None:
+            says = f"{repeated[0]:.0%} of the targets' variance is left among {repeated[1]} examples with equal inputs"
+            noisy = repeated[0] > 1 - learnt(case) - T.MINOR
+            first.evidence.append(evidence("noise_among_equal_inputs", repeated[0], says, supports=noisy))
+            if not noisy:
+                return self.finding("absent", 0.9, "the inputs determine the targets better than this", first)
+        elif learnt(case) < T.NOT_LEARNT and (informed is None or not informed.supports):
+            return self.finding(
+                "undetermined",
+                0.5,
+                "nothing learns the targets: noise, or a function that no learner here can find",
+                first,
+                missing=["repeated inputs with their targets, or knowledge of the problem, to tell noise from a hidden function"],
+            )
         return self.finding("present", 0.8, "neither a change of the training nor an independent learner goes below this level", first)
+
+    def _informed(self, case: Case) -> Evidence | None:
+        """Did the gradient ever know the targets? Then it found what there was, and noise is what is left."""
+        taken = [readings.information(case, step) for step in (case.checkpoint(0.0), case.checkpoint(1.0))]
+        p = min((r.p_value for r in taken if r is not None), default=None)
+        if p is None:
+            return None
+        knew = p <= T.INFORMED
+        says = f"the gradient {'knew the targets at some point' if knew else 'never knew the targets'} (p = {p:.3f})"
+        return evidence("target_information", p, says, supports=knew, p=p)
 
 
 OBSTACLE = BayesFloor()

@@ -41,6 +41,11 @@ class ExplodingGradient(Obstacle):
         found.append(
             evidence("gradient_growth", back, f"the gradient grows {back:.3g}-fold on its way back", supports=back > T.GROWTH, step=start)
         )
+        through = readings.output_growth(case, start)
+        if through is not None:
+            grows = grows or through > T.GROWTH
+            says = f"the output is {through:.3g} times as large as the input at the start"
+            found.append(evidence("output_growth", through, says, supports=through > T.GROWTH, step=start))
         norms = np.array(case.baseline.gradient_norm)
         finite = norms[np.isfinite(norms)]
         tail = float(finite.max() / np.median(finite)) if len(finite) > 1 and np.median(finite) > 0 else 1.0
@@ -57,32 +62,28 @@ class ExplodingGradient(Obstacle):
         forms = {e.measurement.name for e in self.mechanism(case, known).evidence if e.supports}
         norms = np.array(case.baseline.gradient_norm)
         finite = norms[np.isfinite(norms)]
-        if "gradient_norm_tail" in forms and len(finite):
-            tried.append(case.trial(Clip(float(np.median(finite[: max(10, len(finite) // 2)])))))
-        if forms & {"signal_growth", "gradient_growth"}:
+        growth = {"signal_growth", "gradient_growth", "output_growth"}
+        if forms and len(finite):
+            # The two bounds that people use: the median norm of the run, and one.
+            bounds = {float(np.median(finite[: max(10, len(finite) // 2)])), 1.0}
+            tried += [case.trial(Clip(bound)) for bound in sorted(bounds) if 0 < bound < finite.max()]
+        if forms & growth:
             with case.live() as live:
                 layers = rescalable(live.model)
             if layers:
                 tried.append(case.trial(Rescale()))
         return tried
 
-    def rivals(self, case: Case, best: Counterfactual) -> Evidence | None:
-        """A start that is locally unstable for the step, and a smaller step that does as well, mean the step."""
-        start = case.checkpoint(0.0)
-        growth = [e for e in self.mechanism(case, {}).evidence if e.measurement.name != "gradient_norm_tail"]
-        if any(e.supports for e in growth):
+    def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
+        """Without growth at the start, a smaller step that does about as well means that the step was too large."""
+        names = {e.measurement.name for e in self.mechanism(case, known).evidence if e.supports}
+        if names & {"signal_growth", "gradient_growth", "output_growth"}:
             return None
         smaller = best_step(case, 0.01)
-        s = readings.curvature(case, start).s
-        if s is not None and s >= T.STABILITY and smaller.shortfall >= 0.8 * best.shortfall:
-            return evidence(
-                "step_times_curvature",
-                s,
-                f"at the start the step already is {s / 2:.2g} times the stability limit, and {smaller.remedy} does as well",
-                supports=False,
-                step=start,
-            )
-        return None
+        if smaller.shortfall < 0.8 * best.shortfall:
+            return None
+        says = f"nothing grows at the start, and {smaller.remedy} does as well ({smaller.shortfall:.0%})"
+        return evidence(f"counterfactual {smaller.remedy}", smaller.shortfall, says, supports=False)
 
 
 OBSTACLE = ExplodingGradient()

@@ -49,7 +49,7 @@ class IllConditioning(Obstacle):
         steps = min(NEWTON_STEPS, case.first + case.steps - start)
         return [case.trial(KrylovNewton(), start=start, steps=steps)]
 
-    def rivals(self, case: Case, best: Counterfactual) -> Evidence | None:
+    def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
         """A step size that does nearly as well means that the step, and not its direction, was wrong."""
         other = best_step(case, 3.0)
         if other.shortfall * 1.5 >= best.shortfall:

@@ -62,7 +62,7 @@ class LowGradientSnr(Obstacle):
         affordable = int(case.limit / 4 / max(each, 1e-9))
         return [case.trial(LargerBatch(TIMES), start=start, steps=max(min(steps, 60), min(steps, affordable)))]
 
-    def rivals(self, case: Case, best: Counterfactual) -> Evidence | None:
+    def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
         """Beyond the stability limit the step fails without noise too; averaging then only softens it."""
         s = max((r.s for r in (readings.curvature(case, step) for step in readings.window(case)) if r.s is not None), default=None)
         if s is None or s < T.STABILITY:

@@ -45,7 +45,11 @@ class Overfitting(Obstacle):
                 [evidence("first_non_finite_step", case.baseline.broke, "the training loss itself is not finite", supports=False)],
             )
         m = gap(train, valid)
-        whole = max(case.start_level - min(case.final, case.start_level), 1e-12)
+        whole = case.start_level - min(case.final, case.start_level)
+        if whole < 1e-6 * max(abs(case.start_level), 1e-30):
+            return Mechanism(
+                False, 0.95, [evidence("removed_share", 0.0, "the training removed nothing: there is nothing to overfit", supports=False)]
+            )
         share, se = float(m.value) / whole, float(m.se or 0.0) / whole
         removed = whole / max(case.start_level - (case.attainable if case.attainable is not None else min(case.best, case.final)), 1e-12)
         wide = share > T.MINOR and share - 1.645 * se > T.LEVEL

@@ -16,7 +16,7 @@ class SaddlePoint(Obstacle):
     name = "saddle_point"
     title = "the training sits near a saddle point: no gradient, but negative curvature that leads down"
     advice = "Leave the saddle: a larger or asymmetric start, noise, or a step along negative curvature."
-    after = ("step_too_large", "vanishing_gradient")
+    after = ("step_too_large",)
 
     def _place(self, case: Case) -> readings.Curvature:
         """The checkpoint at which the gradient is smallest relative to the curvature."""
@@ -49,9 +49,10 @@ class SaddlePoint(Obstacle):
                 rules_out=("local_minimum",) if negative else (),
             )
         )
-        going, trend, drop = readings.moving(case)
-        found.append(evidence("progress", drop, f"the second half removes {drop:.0%} of the excess", supports=not going, p=trend.p))
-        return Mechanism(near and negative and not going, 0.97, found)
+        _, trend, drop = readings.moving(case)
+        stuck = drop < T.SLOW
+        found.append(evidence("progress", drop, f"the second half removes {drop:.0%} of the excess", supports=stuck, p=trend.p))
+        return Mechanism(near and negative and stuck, 0.97, found)
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
         start = self._place(case).step
@@ -59,7 +60,7 @@ class SaddlePoint(Obstacle):
             start = case.checkpoint(0.5)
         return [case.trial(LineSearch("negative_curvature"), start=start)]
 
-    def rivals(self, case: Case, best: Counterfactual) -> Evidence | None:
+    def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
         """A plain line search along the gradient that does as well means that the saddle is not what holds it."""
         along = case.trial(LineSearch("gradient"), start=best.start)
         r = self._place(case)

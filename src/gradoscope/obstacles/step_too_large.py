@@ -60,12 +60,22 @@ class StepTooLarge(Obstacle):
             c = case.trial(StepSize(factor))
             tried.append(c)
             better = len(tried) < 2 or c.loss_remedy < tried[-2].loss_remedy
-            if not better and max(t.shortfall for t in tried) > T.MINOR:
+            if not better and any(case.material(t) for t in tried):
                 break
         return tried
 
-    def rivals(self, case: Case, best: Counterfactual) -> Evidence | None:
+    def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
         """Where the step is within the stability limit, and averaging over more examples at the same step does as well, it is noise."""
+        grown = known.get("exploding_gradient")
+        if (
+            grown is not None
+            and grown.status == "present"
+            and grown.counterfactual
+            and grown.gain is not None
+            and grown.gain >= 0.8 * best.gain
+        ):
+            says = f"{grown.counterfactual} at the same step size does as well: the step is too large only for what grows"
+            return evidence(f"counterfactual {grown.counterfactual}", grown.gain, says, supports=False)
         s = max((r.s for r in (readings.curvature(case, step) for step in readings.window(case)) if r.s is not None), default=None)
         if s is None or s >= T.STABILITY or readings.live_full_batch(case):
             return None

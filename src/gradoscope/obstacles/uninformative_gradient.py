@@ -4,8 +4,9 @@ from gradoscope import readings
 from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Evidence, Finding
+from gradoscope.learners import THIS_MODEL
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
-from gradoscope.obstacles._floor import learnt, material_gain, memorises, scores
+from gradoscope.obstacles._floor import learnt, material_gain, memorises, repeats, scores
 
 __all__ = ["OBSTACLE", "UninformativeGradient"]
 
@@ -103,7 +104,15 @@ class UninformativeGradient(Obstacle):
                     supports=score.better or None,
                 )
             )
-        able = [s for s in found or [] if s.better]
+        able = [s for s in found or [] if s.better and s.learner != THIS_MODEL]
+        repeated = repeats(case)
+        if repeated is not None:
+            says = f"{repeated[0]:.0%} of the targets' variance is left among {repeated[1]} examples with equal inputs"
+            first.evidence.append(evidence("noise_among_equal_inputs", repeated[0], says, supports=repeated[0] < T.UNEXPLAINED))
+            if first.holds and repeated[0] < T.MINOR and not able:
+                return self.finding("present", 0.9, "the gradient does not depend on the targets, though the inputs determine them", first)
+            if repeated[0] > 1 - T.MINOR:
+                return self.finding("absent", 0.9, "the targets vary as much among equal inputs: there is nothing to learn", first)
         if first.holds and able and (fits is None or fits > 0.5):
             best = max(able, key=lambda s: s.skill)
             return self.finding(

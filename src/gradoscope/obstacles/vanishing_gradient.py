@@ -19,7 +19,7 @@ class VanishingGradient(Obstacle):
     name = "vanishing_gradient"
     title = "the gradient does not reach some layers: flat, saturated or dead activations, or signal lost with depth"
     advice = "Let the gradient through: another start or activation, normalisation, or a forward-only backward pass."
-    after = ("step_too_large", "exploding_gradient")
+    after = ("step_too_large", "exploding_gradient", "saddle_point")
 
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
         found: list[Evidence] = []
@@ -50,7 +50,8 @@ class VanishingGradient(Obstacle):
                             step=step,
                         )
                     )
-                elif layer.saturated_share >= T.DEAD_SHARE:
+                elif layer.saturated_share >= T.SATURATED_SHARE:
+                    holds = True
                     found.append(
                         evidence(
                             f"saturated_share {layer.name}",
@@ -62,6 +63,12 @@ class VanishingGradient(Obstacle):
                     )
             if holds and step == case.checkpoint(0.0):
                 break
+        over_time = readings.time_ratio(case, case.checkpoint(0.0))
+        if over_time is not None:
+            faded = over_time < T.TIME_RATIO
+            says = f"the first inputs of a sequence move the loss {over_time:.1e} times as much as those that move it most"
+            found.append(evidence("time_sensitivity_ratio", over_time, says, supports=faded, step=case.checkpoint(0.0)))
+            holds = holds or faded
         if not found:
             return Mechanism(None, missing=["per-example gradients by layer"])
         return Mechanism(holds, 0.97, found)
@@ -73,14 +80,19 @@ class VanishingGradient(Obstacle):
             layers = rescalable(live.model)
         if layers and not blocked:
             tried.append(case.trial(Rescale()))
-        if not tried or tried[-1].shortfall < T.MATERIAL:
+        if not tried or not case.material(tried[-1]):
             tried.append(case.trial(Unblock()))
-        if tried[-1].shortfall < T.MATERIAL:
+        if not case.material(tried[-1]):
             tried.append(case.trial(Unblock(saturating=True)))
         return tried
 
-    def rivals(self, case: Case, best: Counterfactual) -> Evidence | None:
-        return None
+    def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
+        """Where a step along negative curvature does as well, layers are cut off only because a saddle point is there."""
+        saddle = known.get("saddle_point")
+        if saddle is None or saddle.status != "present" or saddle.gain is None or saddle.gain < 0.67 * best.gain:
+            return None
+        says = f"{saddle.counterfactual} does as well: the gradient vanishes because the start is a saddle point"
+        return evidence(f"counterfactual {saddle.counterfactual}", saddle.gain, says, supports=False)
 
 
 OBSTACLE = VanishingGradient()

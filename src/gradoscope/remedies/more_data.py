@@ -24,4 +24,4 @@ class MoreData(Remedy):
         assert isinstance(old, TensorBatches)
         whole = tree.concatenate([old.data, self.extra])
         size = None if old.batch_size == old.size else old.batch_size
-        live.batches = TensorBatches(whole, size or tree.rows(whole), old.seed)
+        live.batches = TensorBatches(whole, size or tree.rows(whole), old.seed, shuffle=old.shuffle)

@@ -81,7 +81,8 @@ def _rescale(model: nn.Module, run: Any, seed: int) -> None:
             return output
         done.add(id(module))
         weight, bias = module.weight, getattr(module, "bias", None)
-        assert isinstance(weight, nn.Parameter)
+        if not isinstance(weight, nn.Parameter):  # computed from other parameters, as under weight normalisation
+            return output
         fresh = torch.randn(weight.shape, generator=generator, dtype=torch.float32).to(weight) / math.sqrt(max(1, weight[0].numel()))
         weight.data.copy_(fresh)
         if isinstance(bias, nn.Parameter):
@@ -103,6 +104,10 @@ def _rescale(model: nn.Module, run: Any, seed: int) -> None:
     weighted = [m for n, m in model.named_modules() if isinstance(m, WEIGHTED) and not n.endswith("out_proj")]
     handles = [m.register_forward_hook(hook) for m in weighted]
     try:
+        with torch.no_grad():  # first, as the layers after them are scaled to what they give
+            for module in model.modules():
+                if isinstance(module, nn.RNNBase):
+                    _recurrent(module, generator)
         with untouched(model, seed=seed), torch.no_grad():
             run()
     finally:
@@ -111,9 +116,6 @@ def _rescale(model: nn.Module, run: Any, seed: int) -> None:
     with torch.no_grad():
         for p, value in new.items():
             p.copy_(value)
-        for module in model.modules():
-            if isinstance(module, nn.RNNBase):
-                _recurrent(module, generator)
 
 
 def _recurrent(module: nn.RNNBase, generator: torch.Generator) -> None:

@@ -42,11 +42,12 @@ def redraw(model: nn.Module) -> None:
     """
     reset: set[int] = set()
     for module in model.modules():
-        own = list(module.parameters(recurse=False))
+        before = [(p, p._version) for p in module.parameters()]
         method = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-        if own and callable(method):
+        if before and callable(method):
             method()
-            reset.update(id(p) for p in own)
+            # Only what it has written to: of a weight-normalised layer it resets what is computed from the parameters.
+            reset.update(id(p) for p, version in before if p._version != version)
     with torch.no_grad():
         for p in model.parameters():
             if id(p) not in reset and p.numel() > 1 and p.is_floating_point():

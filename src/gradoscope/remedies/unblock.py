@@ -25,6 +25,20 @@ SATURATING = frozenset(
 )
 
 
+# Functions that write into their argument, by the ones that do not.
+IN_PLACE = {
+    getattr(owner, name + "_"): getattr(owner, name)
+    for owner in (torch, Tensor)
+    for name in ("sign", "sgn", "floor", "ceil", "round", "trunc", "fix", "sigmoid", "tanh", "relu", "clamp")
+    if hasattr(owner, name + "_")
+}
+
+
+def _straight(out: Tensor, x: Tensor) -> Tensor:
+    """The value of `out`, exactly, with the gradient of `x`."""
+    return out.detach() + (x - x.detach()).nan_to_num()  # infinity minus infinity is no number
+
+
 class _Mode(TorchFunctionMode):
     """Replaces the backward pass of the given elementwise functions by the identity."""
 
@@ -34,13 +48,16 @@ class _Mode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if func in self.functions and args and isinstance(args[0], Tensor) and args[0].requires_grad:
-            if kwargs.get("inplace"):
-                kwargs = {**kwargs, "inplace": False}
-            x = args[0]
-            out = func(x, *args[1:], **kwargs)
-            return out.detach() + (x - x.detach()) if out.shape == x.shape else out
-        return func(*args, **kwargs)
+        plain = IN_PLACE.get(func, func)
+        if plain not in self.functions or not args or not isinstance(args[0], Tensor) or not args[0].requires_grad:
+            return func(*args, **kwargs)
+        x, in_place = args[0], plain is not func or kwargs.get("inplace", False)
+        if kwargs.get("inplace"):
+            kwargs = {**kwargs, "inplace": False}
+        out = plain(x, *args[1:], **kwargs)
+        if out.shape != x.shape:
+            return out
+        return x.copy_(_straight(out, x)) if in_place else _straight(out, x)
 
 
 class Unblock(Remedy):
@@ -66,7 +83,7 @@ class Unblock(Remedy):
 
     def prepare(self, live: Live) -> None:
         for module in blocking_modules(live):
-            module.register_forward_hook(_straight_through)
+            live.at_close(module.register_forward_hook(_straight_through).remove)
 
     def forward_context(self) -> AbstractContextManager[Any]:
         return _Mode(FLAT | SATURATING if self.saturating else FLAT)
@@ -75,7 +92,7 @@ class Unblock(Remedy):
 def _straight_through(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     x = inputs[0]
     if isinstance(output, Tensor) and isinstance(x, Tensor) and output.shape == x.shape and x.is_floating_point():
-        return output.detach() + (x - x.detach())
+        return _straight(output, x)
     return output
 
 

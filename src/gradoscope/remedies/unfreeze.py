@@ -1,9 +1,13 @@
 """Let every parameter train: those without gradient, left out of the optimizer, or at a learning rate of zero."""
 
+from typing import Any
+
 from gradoscope.remedies import Remedy
 from gradoscope.training import Live
 
 __all__ = ["Unfreeze", "frozen"]
+
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # what optimizers and schedules keep of a rate in a group
 
 
 def frozen(live: Live) -> dict[str, str]:
@@ -29,16 +33,26 @@ class Unfreeze(Remedy):
     code = "model.requires_grad_(True)\noptimizer = type(optimizer)(model.parameters(), **optimizer.defaults)"
 
     def prepare(self, live: Live) -> None:
-        held = {id(p) for g in live.optimizer.param_groups for p in g["params"]}
-        moving = max(live.optimizer.param_groups, key=lambda g: float(g.get("lr", 1.0)))
-        for group in live.optimizer.param_groups:
-            if "lr" in group and float(group["lr"]) == 0:
-                group["lr"] = moving["lr"]
+        groups = live.optimizer.param_groups
+        held = {id(p) for g in groups for p in g["params"]}
+        moving = max(groups, key=lambda g: float(g.get("lr", 1.0)))
+        for i, group in enumerate(groups):
+            if "lr" in group and float(group["lr"]) == 0 and group is not moving:
+                group.update({key: moving[key] for key in RATES if key in moving})
+                _follow(live.schedule, i, groups.index(moving))
         for p in live.model.parameters():
             p.requires_grad_(True)
-        missing = [p for p in live.model.parameters() if id(p) not in held]
-        if missing:
-            live.optimizer.add_param_group({**{k: v for k, v in moving.items() if k != "params"}, "params": missing})
-            rates = getattr(live.schedule, "base_lrs", None)
-            if rates is not None:
-                rates.append(rates[0])
+        # Into the group itself, and not a new one, which no schedule would know.
+        moving["params"].extend(p for p in live.model.parameters() if id(p) not in held)
+        if hasattr(live.optimizer, "_numel_cache"):
+            live.optimizer._numel_cache = None  # LBFGS counts its parameters once
+
+
+def _follow(schedule: Any, i: int, j: int) -> None:
+    """Let a schedule treat group i as group j."""
+    for name in ("base_lrs", "lr_lambdas", "max_lrs", "min_lrs"):
+        values = getattr(schedule, name, None)
+        if isinstance(values, list) and len(values) > max(i, j):
+            values[i] = values[j]
+    for part in getattr(schedule, "_schedulers", ()):
+        _follow(part, i, j)
