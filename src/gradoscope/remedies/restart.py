@@ -41,13 +41,13 @@ def redraw(model: nn.Module) -> None:
     parameter is drawn from a normal distribution with the mean and standard deviation of its present entries.
     """
     reset: set[int] = set()
-    for module in model.modules():
-        before = [(p, p._version) for p in module.parameters()]
+    for module in reversed(list(model.modules())):  # parts before the whole, which may set them itself, as attention does
+        before = [(p, p._version, p.detach().clone()) for p in module.parameters()]
         method = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if before and callable(method):
             method()
             # Only what it has written to: of a weight-normalised layer it resets what is computed from the parameters.
-            reset.update(id(p) for p, version in before if p._version != version)
+            reset.update(id(p) for p, version, value in before if p._version != version or not torch.equal(p, value))
     with torch.no_grad():
         for p in model.parameters():
             if id(p) not in reset and p.numel() > 1 and p.is_floating_point():

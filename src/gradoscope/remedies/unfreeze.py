@@ -25,21 +25,22 @@ def frozen(live: Live) -> dict[str, str]:
 
 
 class Unfreeze(Remedy):
-    """Train the frozen parameters too, with the settings of the optimizer's first moving group."""
+    """Train the frozen parameters too, with the settings of the optimizer's group of the largest rate."""
 
     name = "unfreeze"
-    explanation = "Every parameter is trained, with the settings of the optimizer's first group that moves."
+    explanation = "Every parameter is trained, with the settings of the optimizer's group of the largest rate."
     from_checkpoint = False
     code = "model.requires_grad_(True)\noptimizer = type(optimizer)(model.parameters(), **optimizer.defaults)"
 
     def prepare(self, live: Live) -> None:
         groups = live.optimizer.param_groups
         held = {id(p) for g in groups for p in g["params"]}
-        moving = max(groups, key=lambda g: float(g.get("lr", 1.0)))
+        first = max(range(len(groups)), key=lambda i: float(groups[i].get("lr", 1.0)))
+        moving = groups[first]
         for i, group in enumerate(groups):
-            if "lr" in group and float(group["lr"]) == 0 and group is not moving:
+            if "lr" in group and float(group["lr"]) == 0 and i != first:
                 group.update({key: moving[key] for key in RATES if key in moving})
-                _follow(live.schedule, i, groups.index(moving))
+                _follow(live.schedule, i, first)
         for p in live.model.parameters():
             p.requires_grad_(True)
         # Into the group itself, and not a new one, which no schedule would know.
