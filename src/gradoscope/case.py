@@ -301,7 +301,8 @@ class Case:
 
         It does if it removes a quarter of all there was to remove; or a tenth where the unchanged training has stalled:
         in its second half it removes less than a third of what the remedy removes of the excess at the middle. The
-        difference must be beyond three standard errors, as the best of a dozen counterfactuals is looked at.
+        (a remedy that lets more parameters train nearly always lowers the training loss somewhat: for it, only the first
+        counts). The difference must be beyond three standard errors, as the best of a dozen counterfactuals is looked at.
         """
         if c.failed or not c.difference > T.SIGMAS * c.difference_se:
             return False
@@ -309,7 +310,8 @@ class Case:
             return True
         middle = self.middle
         excess = middle - min(self.best, middle)
-        if c.shortfall >= T.STALLED and excess > 0 and c.on == "training":
+        more_capacity = any(r.changes_capacity for key, r in self._remedies.items() if key[0] == c.remedy)
+        if c.shortfall >= T.STALLED and excess > 0 and c.on == "training" and not more_capacity:
             ours, remedys = (middle - self.final) / excess, (middle - c.loss_remedy) / excess
             if remedys >= 0.5 and ours <= remedys / T.TIMES_FASTER:
                 return True

@@ -13,8 +13,9 @@ from gradoscope import thresholds as T
 from gradoscope import tree
 from gradoscope.case import Case
 from gradoscope.errors import GradoscopeError
+from gradoscope.guard import second_order_kernels, untouched
 from gradoscope.measure.activations import LayerSignal, layer_sensitivity, signal_statistics
-from gradoscope.measure.curvature import Spectrum, extreme_eigenvalues
+from gradoscope.measure.curvature import Spectrum, extreme_eigenvalues, lanczos
 from gradoscope.measure.information import TargetInformation, batch_information, target_information
 from gradoscope.measure.metric import preconditioner, stability_limit
 from gradoscope.measure.noise import NoiseStatistics, expected_step, noise_statistics
@@ -99,12 +100,22 @@ def _curvature(case: Case, live: Live, step: int) -> Curvature:
     whole = live.batches.size is not None and others is None
     exact = (float(spectrum.bottom[0]), float(spectrum.bottom_residuals[0]))
     negative = exact if whole else _rayleigh(case, live, direction)
-    reference = case.attainable if case.attainable is not None else min(case.best, loss)
-    excess = max(loss - reference, 0.0)
+    excess = _excess(case, loss)
     magnitude = abs(spectrum.largest_magnitude)
     norm = math.sqrt(max(float(gradient.double() @ twin.double()), 0.0))
     gamma = norm / math.sqrt(2 * excess * magnitude) if excess > 0 and magnitude > 0 else math.inf if norm > 0 else 0.0
     return Curvature(step, spectrum, s, s_error or 0.0, c, gamma, norm, negative, excess)
+
+
+def _excess(case: Case, loss: float) -> float:
+    """The loss above the lowest that is known to be attainable.
+
+    Where nothing lower is known, at least what would be material: whether the gradient is small is then asked against
+    an excess that would matter, and restarts must tell whether it is there.
+    """
+    if case.attainable is not None:
+        return max(loss - case.attainable, 0.0)
+    return max(loss - min(case.best, loss), T.MATERIAL * case.scale)
 
 
 def _halves(case: Case, live: Live) -> tuple[Objective, Objective | None]:
@@ -152,6 +163,34 @@ def _parts(case: Case, live: Live, rows: int, parts: int, stream: str = "fresh")
         return sample
     each = n // parts
     return [tree.take(sample[0], slice(k * each, (k + 1) * each)) for k in range(parts)]
+
+
+def flat_share(case: Case, step: int) -> float:
+    r"""The share of the loss that Newton's step would remove which lies along flat directions, at a checkpoint.
+
+    In a Krylov space of the gradient, $\sum_{\theta_j<0.05\,\theta_{max}} (g\cdot q_j)^2/2\theta_j$ over the same sum for all
+    positive $\theta_j$. The curvature along the gradient itself says less: noise and overshooting keep a run in motion along
+    stiff directions, whatever is left in the flat ones.
+
+    Cost: about 30 Hessian-vector products.
+    """
+
+    def read(live: Live) -> float:
+        objective, _ = _halves(case, live)
+        gradient = objective.gradient()
+        if not bool(gradient.any()):
+            return 0.0
+        generator = torch.Generator().manual_seed(case.seed)
+        space = lanczos(
+            objective.hvp, objective.dim, steps=30, generator=generator, dtype=gradient.dtype, device=gradient.device, start=gradient
+        )
+        objective.release()
+        values, vectors = space.ritz()
+        removable = vectors[0] ** 2 / (2 * np.where(values > 1e-6 * values.max(), values, np.inf))
+        return float(removable[values < T.FLAT_CONTRACTION * values.max()].sum() / max(removable.sum(), 1e-300))
+
+    reading: float = case.measure("flat_share", step, read)
+    return reading
 
 
 def noise(case: Case, step: int, k: int = 16) -> tuple[NoiseStatistics, dict[str, Measurement]] | None:
@@ -307,28 +346,29 @@ def time_ratio(case: Case, step: int) -> float | None:
         layers = [m for m in live.model.modules() if isinstance(m, torch.nn.RNNBase)]
         if not layers:
             return None
-        profiles: list[np.ndarray] = []
+        inputs: list[Tensor] = []
 
         def hook(module: Any, args: Any) -> Any:
             x = args[0]
-            if not isinstance(x, Tensor) or x.dim() != 3:
+            if not isinstance(x, Tensor) or x.dim() != 3 or inputs:
                 return None
-            x = x.detach().requires_grad_() if not x.requires_grad else x
-            axis = 1 if module.batch_first else 0
+            # A leaf in its place: the gradient by the inputs is wanted, and not that of what comes before them.
+            inputs.append(x.detach().requires_grad_())
+            return (inputs[0], *args[1:])
 
-            def keep(grad: Tensor) -> None:
-                others = [d for d in range(3) if d != axis]
-                profiles.append(grad.detach().double().square().sum(others).sqrt().cpu().numpy())
-
-            x.register_hook(keep)  # type: ignore[no-untyped-call]
-            return (x, *args[1:])
-
+        batch = tree.to_device(live.batches.sample(case.rows(4, 64), "fresh")[0], live.device)
         handle = layers[0].register_forward_pre_hook(hook)
         try:
-            case.objective(live, case.rows(4, 64)).gradient()
+            with untouched(live.model, seed=7), second_order_kernels(live.model), torch.enable_grad():
+                live.model.train()
+                loss = live.training.loss(live.model, batch)
+                grads = torch.autograd.grad(loss, inputs, allow_unused=True) if inputs else ()
         finally:
             handle.remove()
-        profile = profiles[0] if profiles else np.zeros(0)
+        if not grads or grads[0] is None:
+            return None
+        axis = 1 if layers[0].batch_first else 0
+        profile = grads[0].detach().double().square().sum([d for d in range(3) if d != axis]).sqrt().cpu().numpy()
         if len(profile) < 8 or not np.isfinite(profile).all() or profile.max() == 0:
             return None
         return float(profile[: max(1, len(profile) // 10)].max() / profile.max())
@@ -343,8 +383,7 @@ def moving(case: Case) -> tuple[bool, Measurement, float]:
     half = [v for v in curve[len(curve) // 2 :] if math.isfinite(v)]
     if len(half) < 4:
         return False, Measurement("trend", math.nan, p=1.0), 0.0
-    reference = case.attainable if case.attainable is not None else case.best
-    drop = (half[0] - half[-1]) / max(half[0] - min(reference, half[0]), 1e-12)
+    drop = (half[0] - half[-1]) / max(_excess(case, half[0]), 1e-12)
     tau = stats.kendalltau(range(len(half)), half)
     reading = Measurement("trend", float(tau.statistic), n=len(half), p=float(tau.pvalue))
     return bool(tau.pvalue < T.ALPHA and tau.statistic < 0 and drop > T.LEVEL), reading, float(drop)

@@ -42,12 +42,18 @@ class IllConditioning(Obstacle):
             )
         )
         found.append(evidence("curvature_along_step", c / s, f"curvature along the gradient is {c / s:.2g} of the largest", supports=flat))
+        if full and not flat:
+            step = case.checkpoint(0.5)
+            share = readings.flat_share(case, step)
+            flat = share > T.UNEXPLAINED
+            says = f"{share:.0%} of what a Newton step would remove lies where curvature is below a twentieth of the largest"
+            found.append(evidence("flat_share", share, says, supports=flat, step=step))
         return Mechanism(full and flat, 0.95, found)
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
         start = case.checkpoint(0.5)
         steps = min(NEWTON_STEPS, case.first + case.steps - start)
-        return [case.trial(KrylovNewton(), start=start, steps=steps)]
+        return [case.trial(KrylovNewton(rows=case.rows(600, 2048, least=64)), start=start, steps=steps)]
 
     def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
         """A step size that does nearly as well means that the step, and not its direction, was wrong."""

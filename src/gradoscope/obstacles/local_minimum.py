@@ -12,6 +12,7 @@ from gradoscope.remedies.step_size import StepSize
 
 __all__ = ["OBSTACLE", "LocalMinimum"]
 
+LEAST = 3  # restarts that are always tried
 RESTARTS = 8  # finds what one start in five reaches with a probability of 83%; at least three, more where there is time
 
 
@@ -31,7 +32,8 @@ class LocalMinimum(Obstacle):
             return Mechanism(False, known[others[0]].confidence, [evidence("other_obstacle", others[0], says, supports=False)])
         if learnt(case) < T.NOT_LEARNT:
             reading = readings.information(case, case.checkpoint(0.0))
-            if reading is not None and reading.p_value > T.INFORMED:
+            tried = [c for c in case.trials() if c.remedy.startswith("restart")]
+            if reading is not None and reading.p_value > T.INFORMED and len(tried) >= LEAST and not any(case.material(c) for c in tried):
                 says = f"from the start the gradient does not know the targets (p = {reading.p_value:.2f}): no minimum of theirs"
                 return Mechanism(False, 0.95, [evidence("target_information", reading.statistic, says, supports=False, p=reading.p_value)])
         last = max(readings.window(case))
@@ -67,7 +69,9 @@ class LocalMinimum(Obstacle):
         tried: list[Counterfactual] = []
         for number in range(1, RESTARTS + 1):
             tried.append(case.trial(Restart(number)))
-            if case.material(tried[-1]) or (number >= 3 and case.budget_left() < case.limit / 2):
+            informed = readings.information(case, case.checkpoint(0.0)) if number >= LEAST and learnt(case) < T.NOT_LEARNT else None
+            hopeless = informed is not None and informed.p_value > T.INFORMED
+            if case.material(tried[-1]) or (number >= LEAST and (hopeless or case.budget_left() < case.limit / 2)):
                 break
         return tried
 

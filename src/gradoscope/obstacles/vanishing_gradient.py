@@ -88,6 +88,10 @@ class VanishingGradient(Obstacle):
 
     def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
         """Where a step along negative curvature does as well, layers are cut off only because a saddle point is there."""
+        grown = known.get("exploding_gradient")
+        if grown is not None and grown.status == "present":
+            says = "a start that grows from layer to layer explains what a start of even scale gains"
+            return evidence(f"counterfactual {grown.counterfactual}", grown.gain, says, supports=False)
         saddle = known.get("saddle_point")
         if saddle is None or saddle.status != "present" or saddle.gain is None or saddle.gain < 0.67 * best.gain:
             return None

@@ -16,6 +16,7 @@ class Remedy:
         explanation: one sentence: what is changed.
         from_checkpoint: whether it applies to a state (a step size) or only from the start (an initialisation).
         takes_optimizer_steps: whether its steps are those of the training's own optimizer, one for one.
+        changes_capacity: whether it lets the model fit more than before.
         code: how a user makes the change, as Python to paste.
     """
 
@@ -23,6 +24,7 @@ class Remedy:
     explanation = "Nothing is changed."
     from_checkpoint = True
     takes_optimizer_steps = True
+    changes_capacity = False
     code = ""
 
     def __call__(self, training: Training) -> Training:

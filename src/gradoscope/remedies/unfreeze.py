@@ -30,6 +30,7 @@ class Unfreeze(Remedy):
     name = "unfreeze"
     explanation = "Every parameter is trained, with the settings of the optimizer's group of the largest rate."
     from_checkpoint = False
+    changes_capacity = True
     code = "model.requires_grad_(True)\noptimizer = type(optimizer)(model.parameters(), **optimizer.defaults)"
 
     def prepare(self, live: Live) -> None:
