@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["THIS_MODEL", "Score", "as_examples", "parity_solution", "reference_scores", "repeated_noise"]
+__all__ = ["PARITY", "THIS_MODEL", "Score", "as_examples", "parity_solution", "reference_scores", "repeated_noise"]
 
 THIS_MODEL = "this model"
+PARITY = "parity (Gaussian elimination)"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def reference_scores(inputs: Tensor, target: Tensor, *, output: Tensor | None = 
     if classes and len(np.unique(y)) == 2:
         solution = parity_solution(x[:half], y[:half])
         if solution is not None:
-            scores.append(_score("parity (Gaussian elimination)", solution(x[half:]), y[:half], y[half:], True))
+            scores.append(_score(PARITY, solution(x[half:]), y[:half], y[half:], True))
     return scores
 
 

@@ -213,7 +213,8 @@ def live_full_batch(case: Case) -> bool:
 def _noise(case: Case, live: Live, step: int, k: int) -> tuple[NoiseStatistics, dict[str, Measurement]]:
     per_epoch = live.batches.per_epoch or 10**9
     first = -(-(case.first + case.steps) // per_epoch) * per_epoch if live.batches.per_epoch else step + 10**6
-    count = min(k, per_epoch)
+    # Small batches are cheap, and their gradients scatter: more of them.
+    count = min(k if (live.batches.batch_size or 1) >= 8 else 4 * k, per_epoch)
     batches = [live.batches.batch(first + j) for j in range(count)]
     objective = Objective.of(live, batches, seed=5)
     gradients = objective.batch_gradients()

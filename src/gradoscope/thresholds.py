@@ -14,6 +14,7 @@ __all__ = [
     "MINOR",
     "NEGATIVE_SHARE",
     "NOISE_SHARE",
+    "NOISIER",
     "NOT_LEARNT",
     "SATURATED_SHARE",
     "SCALE_FLOOR",
@@ -89,6 +90,8 @@ GROWTH = 100.0
 CLIFF = 10.0
 """Gradient norms ten times their median: heavier than the tail of any stationary training that we know of."""
 
+NOISIER = 4.0
+"""Signal and noise are equal at four times the batch or more: the noise of a step is twice as long as its signal."""
 # --- Noise and information --------------------------------------------------------------------------------------------
 NOISE_SHARE = 0.5
 """Noise adds at least half as much loss per step as the mean gradient removes."""

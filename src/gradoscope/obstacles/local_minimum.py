@@ -66,12 +66,12 @@ class LocalMinimum(Obstacle):
         return Mechanism(near and not downhill and not going, 0.95, found)
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
-        tried: list[Counterfactual] = []
+        tried = [c for c in case.trials() if c.remedy.startswith("restart")]
         for number in range(1, RESTARTS + 1):
             tried.append(case.trial(Restart(number)))
             informed = readings.information(case, case.checkpoint(0.0)) if number >= LEAST and learnt(case) < T.NOT_LEARNT else None
             hopeless = informed is not None and informed.p_value > T.INFORMED
-            if case.material(tried[-1]) or (number >= LEAST and (hopeless or case.budget_left() < case.limit / 2)):
+            if any(case.material(c) for c in tried) or (number >= LEAST and (hopeless or case.budget_left() < case.limit / 2)):
                 break
         return tried
 

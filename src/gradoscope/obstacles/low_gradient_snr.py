@@ -49,17 +49,17 @@ class LowGradientSnr(Obstacle):
             d, c, m = terms["D"], terms["C"], terms["M"]
             net = float(d.value) - float(c.value)
             taken = float(m.value)
-            drowned = taken > T.NOISE_SHARE * max(net, 0.0)
+            drowned = taken > T.NOISE_SHARE * max(net, 0.0) or scale > T.NOISIER * statistics.batch
             says = f"per step the mean gradient removes {net:.2g} and noise adds {taken:.2g}"
             found.append(evidence("noise_loss_per_step", taken, says, supports=drowned, se=m.se, step=step, unit="loss"))
             holds = holds or (below and drowned)
         return Mechanism(holds, 0.95, found)
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
-        start = case.checkpoint(0.5)
-        steps = case.first + case.steps - start
         each = case.baseline.seconds / max(1, case.steps) * TIMES
         affordable = int(case.limit / 4 / max(each, 1e-9))
+        start = case.first if affordable >= case.steps else case.checkpoint(0.5)
+        steps = case.first + case.steps - start
         return [case.trial(LargerBatch(TIMES), start=start, steps=max(min(steps, 60), min(steps, affordable)))]
 
     def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:

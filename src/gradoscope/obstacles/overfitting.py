@@ -85,13 +85,13 @@ class Overfitting(Obstacle):
                     f"counterfactual {c.remedy}",
                     c.gain,
                     f"under {c.remedy} the validation loss is {c.loss_remedy:.4g} instead of {c.loss_unchanged:.4g}",
-                    supports=c.gain > T.MATERIAL,
+                    supports=c.gain > T.MINOR,
                 )
             )
-        if best.gain >= T.MATERIAL and best.interval[0] > T.LEVEL:
+        if best.gain >= T.MINOR and best.interval[0] > T.LEVEL:
             says = f"{best.remedy} brings the validation loss from {best.loss_unchanged:.4g} to {best.loss_remedy:.4g}"
             return self.finding("present", first.probability * chance_above(best, T.LEVEL), says, first, best)
-        if best.interval[1] < T.MATERIAL:
+        if best.interval[1] < T.MINOR:
             return self.finding(
                 "absent", chance_below(best, T.MATERIAL), "nothing that was tried lowers the validation loss materially", first, best
             )
@@ -104,14 +104,20 @@ class Overfitting(Obstacle):
         more = self._more_data(case)
         if more is not None:
             tried.append(more)
-        if max(c.gain for c in tried) < T.MATERIAL:
-            tried += [case.validate(WeightDecay(w)) for w in (1e-3, 1e-2)]
+        if not any(c.gain >= T.MINOR and c.interval[0] > T.LEVEL for c in tried):
+            tried += [case.validate(WeightDecay(w)) for w in (1e-3, 1e-2, 1e-1)]
         return tried
 
     def _early_stop(self, case: Case) -> Counterfactual:
         points = case.baseline.validation
-        chosen = min(points, key=lambda p: float(np.mean(p[1][::2])))
-        return case.judge_validation(_EarlyStop(chosen[0]), chosen[1][1::2], case.baseline.curve("validation"), slice(1, None, 2))
+        # Chosen on one half of the parts and judged on the other, both ways round.
+        changed = np.array(points[0][1], dtype=float)
+        steps = []
+        for choose, judge in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
+            step, losses = min(points, key=lambda p: float(np.mean(p[1][choose])))
+            changed[judge] = losses[judge]
+            steps.append(step)
+        return case.judge_validation(_EarlyStop(min(steps)), changed, case.baseline.curve("validation"), slice(None))
 
     def _more_data(self, case: Case) -> Counterfactual | None:
         train, valid = case.batches, case.validation

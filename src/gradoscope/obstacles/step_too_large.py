@@ -1,5 +1,9 @@
 """The step size, and only it, is too large."""
 
+import math
+
+import numpy as np
+
 from gradoscope import readings
 from gradoscope import thresholds as T
 from gradoscope.case import Case
@@ -37,6 +41,10 @@ class StepTooLarge(Obstacle):
                 )
             )
         broke = case.baseline.broke
+        # The loss of single steps well above the start: an early jump may end on a plateau below it.
+        losses = [v for v in case.baseline.batch_loss if math.isfinite(v)]
+        peak = max(losses, default=case.initial)
+        jumped = peak > case.initial + 0.5 * case.scale and peak > 2 * float(np.median(losses or [peak]))
         rose = case.final > case.initial
         if broke is not None:
             found.append(
@@ -49,7 +57,10 @@ class StepTooLarge(Obstacle):
             )
         elif rose:
             found.append(evidence("loss_change", case.final - case.initial, "the loss ends above its start", supports=True, unit="loss"))
-        holds = broke is not None or rose or (worst is not None and (worst.s or 0.0) >= T.STABILITY)
+        if jumped and broke is None:
+            says = f"the loss of a step's own batch jumps to {peak:.3g}, above the start at {case.initial:.3g}"
+            found.append(evidence("largest_batch_loss", peak, says, supports=True, unit="loss"))
+        holds = broke is not None or rose or jumped or (worst is not None and (worst.s or 0.0) >= T.STABILITY)
         if worst is None and not holds:
             return Mechanism(None, evidence=found, missing=["the optimizer's metric, to compare its step with the curvature"])
         return Mechanism(holds, 0.97, found)

@@ -4,7 +4,7 @@ from gradoscope import readings
 from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Evidence, Finding
-from gradoscope.learners import THIS_MODEL
+from gradoscope.learners import PARITY, THIS_MODEL
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
 from gradoscope.obstacles._floor import learnt, material_gain, memorises, repeats, scores
 
@@ -105,6 +105,9 @@ class UninformativeGradient(Obstacle):
                 )
             )
         able = [s for s in found or [] if s.better and s.learner != THIS_MODEL]
+        plain = [s for s in able if s.learner != PARITY]
+        if plain:
+            return self.finding("absent", 0.9, f"{plain[0].learner} find the targets: they are no secret to simple methods", first)
         repeated = repeats(case)
         if repeated is not None:
             says = f"{repeated[0]:.0%} of the targets' variance is left among {repeated[1]} examples with equal inputs"
