@@ -18,6 +18,7 @@ __all__ = ["Batches", "FunctionBatches", "RecordedBatches", "TensorBatches", "ma
 STREAMS = {"train": 0, "probe": 1, "validation": 2, "fresh": 3}
 SMALL = 1024  # tensors with at most this many rows are used whole where no batch size is given
 DEFAULT_BATCH = 128
+EPOCH_BYTES = 4 << 30
 
 
 class Batches(Protocol):
@@ -119,11 +120,13 @@ class RecordedBatches:
 
     The loader is read under a private random state that is seeded by (seed, epoch), generators of its own included; epochs
     beyond the first are read again, so that shuffling and augmentation go on. At most `limit` bytes are kept; an epoch
-    that no longer fits is read again when it is asked for, which the seeding makes equal to the first reading.
+    that no longer fits is read again when it is asked for, which the seeding makes equal to the first reading. Of an epoch
+    that has more than `most` batches, or of 4 GiB, the first ones stand for it: an endless loader has an end.
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int, *, limit: int = 1 << 30) -> None:
-        self.loader, self.seed, self.limit = loader, seed, limit
+    def __init__(self, loader: Iterable[Any], seed: int, *, limit: int = 1 << 30, most: int | None = None) -> None:
+        self.loader, self.seed, self.limit, self.most = loader, seed, limit, most
+        self.whole = True
         self._epochs: dict[int, list[Any]] = {}
         first = self._epoch(0)
         if not first:
@@ -135,13 +138,24 @@ class RecordedBatches:
         counts = [tree.rows(b) for b in first]
         self.batch_size = counts[0]
         known = [c for c in counts if c is not None]
-        self.size: int | None = sum(known) if len(known) == len(counts) else None
+        self.size: int | None = sum(known) if len(known) == len(counts) and self.whole else None
+
+    def _read(self) -> list[Any]:
+        batches: list[Any] = []
+        used = 0
+        for batch in self.loader:
+            if used > EPOCH_BYTES or len(batches) == self.most:
+                self.whole = False
+                break
+            batches.append(tree.map_tensors(torch.Tensor.detach, batch))
+            used += _bytes(batch)
+        return batches
 
     def _epoch(self, epoch: int) -> list[Any]:
         if epoch not in self._epochs:
             seed = derive_seed(self.seed, STREAMS["train"], epoch)
             with private_random(seed), private_generators(reachable_generators(self.loader), seed):
-                batches = [tree.map_tensors(torch.Tensor.detach, b) for b in self.loader]
+                batches = self._read()
             if epoch and not batches:
                 raise CannotRun(
                     "the data can be read only once: the second pass gave no batch. "
@@ -187,7 +201,7 @@ def _as_tensors(data: Any) -> Any:
     return data
 
 
-def make_batches(data: Any, batch_size: int | None, seed: int, *, shuffle: bool = True) -> Batches:
+def make_batches(data: Any, batch_size: int | None, seed: int, *, shuffle: bool = True, most: int | None = None) -> Batches:
     """Wrap whatever a user hands over as data.
 
     Args:
@@ -195,6 +209,7 @@ def make_batches(data: Any, batch_size: int | None, seed: int, *, shuffle: bool 
             collection of batches that can be read more than once, or a function of (torch.Generator, batch size).
         batch_size: rows per batch where `data` does not say; None takes tensors of up to 1,024 rows whole, else 128.
         seed: what the order of the data, and fresh samples, are drawn from.
+        most: how many batches of a loader's epoch are read at most; an endless one needs such a bound.
         shuffle: whether tensors and datasets are read in a new order each epoch.
 
     Raises:
@@ -206,9 +221,9 @@ def make_batches(data: Any, batch_size: int | None, seed: int, *, shuffle: bool 
     ):
         return TensorBatches(data, batch_size, seed, shuffle=shuffle)
     if isinstance(data, DataLoader):
-        return RecordedBatches(data, seed)
+        return RecordedBatches(data, seed, most=most)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        return RecordedBatches(DataLoader(data, batch_size or DEFAULT_BATCH, shuffle=shuffle, collate_fn=default_collate), seed)
+        return RecordedBatches(DataLoader(data, batch_size or DEFAULT_BATCH, shuffle=shuffle, collate_fn=default_collate), seed, most=most)
     if callable(data):
         return FunctionBatches(data, batch_size, seed)
     if hasattr(data, "__next__"):
@@ -219,7 +234,7 @@ def make_batches(data: Any, batch_size: int | None, seed: int, *, shuffle: bool 
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
         if isinstance(data, Sequence) and len(data) == 0:
             raise CannotRun("`data` is empty: expected at least one batch, got none.")
-        return RecordedBatches(data, seed)
+        return RecordedBatches(data, seed, most=most)
     raise CannotRun(
         f"`data` is a {type(data).__name__}; expected tensors, a dataset, a DataLoader, a list of batches, "
         "or a function of (generator, batch size)."

@@ -21,14 +21,15 @@ from gradoscope.guard import derive_seed
 from gradoscope.levels import levels
 from gradoscope.loop import advance, prepare
 from gradoscope.objective import Objective
-from gradoscope.probe import Probe
+from gradoscope.probe import Probe, flops_per_row
 from gradoscope.rehearsal import rehearse
 from gradoscope.remedies import Remedy
 from gradoscope.state import State
-from gradoscope.training import Live, Training
+from gradoscope.training import Live, Training, enough
 
 __all__ = ["Case", "Trace"]
 
+FLOPS_PER_LOOK = 5e8  # some 25 ms on one core
 POINTS = 20  # probe points along a run
 READINGS = 30  # readings that the time for forks must allow
 SCREENS = 8  # forks that the time for forks must allow; longer ones are screened by their first part
@@ -119,11 +120,13 @@ class Case:
         self._traces: dict[tuple[str, int, int], Trace] = {}
         self._validated: dict[str, Counterfactual] = {}
         self._memo: dict[Any, Any] = {}
-        self.batches: Batches = make_batches(training.data, training.batch_size, derive_seed(seed, 101), shuffle=training.shuffle)
+        self.batches: Batches = make_batches(
+            training.data, training.batch_size, derive_seed(seed, 101), shuffle=training.shuffle, most=enough(training)
+        )
         self.validation = (
             None
             if training.validation is None
-            else make_batches(training.validation, training.batch_size, derive_seed(seed, 106), shuffle=False)
+            else make_batches(training.validation, training.batch_size, derive_seed(seed, 106), shuffle=False, most=enough(training))
         )
         self.seconds_baseline = 0.0
         self.seconds_forks = 0.0
@@ -173,9 +176,10 @@ class Case:
         return self._memo["probes"]  # type: ignore[no-any-return]
 
     def _make_probes(self, live: Live) -> tuple[Probe, Probe | None]:
-        per_step = self.batches.batch_size or 1
-        # A probe is passed forward some 20 times: a tenth of the training's own examples, in 64 to 2,048 rows.
-        rows = int(np.clip(self.steps * per_step * self.training.accumulate / (10 * POINTS), 64, 2048))
+        # Looked at some 20 times a run: as many examples as make one look cheap, counted and not timed, so that the same
+        # seed gives the same examples on any machine.
+        each = flops_per_row(live, self.batches.sample(8, "probe")[0])
+        rows = 256 if each is None else int(np.clip(FLOPS_PER_LOOK / max(each, 1.0), 64, 2048))
         whole = self.batches.size
         if whole is not None and whole <= 4 * rows:
             rows = whole

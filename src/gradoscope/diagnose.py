@@ -25,6 +25,8 @@ from gradoscope.training import Training
 
 __all__ = ["diagnose", "diagnose_run", "examine"]
 
+# What a training may simply not have; a finding that only misses this was not testable, and bars no verdict.
+UNTESTABLE = {"validation data", "examples on which independent learners can be fitted"}
 Progress = Callable[[str, float], None]
 
 
@@ -131,6 +133,7 @@ def examine(case: Case, *, budget: float = 0.05, provenance: dict[str, Any] | No
         for obstacle in obstacles:
             case.tell(f"examining {obstacle.name}", 0.35 + 0.6 * min(1.0, case.seconds_forks / max(case.limit, 1e-9)))
             known[obstacle.name] = _examine(obstacle, case, known)
+    explain(case, known)
     health = judge_health(case, known)
     findings = ranked(list(known.values()))
     verdict = judge(findings, health)
@@ -154,6 +157,23 @@ def examine(case: Case, *, budget: float = 0.05, provenance: dict[str, Any] | No
         provenance=_provenance(case, budget) | (provenance or {}),
         series=drawn,
     )
+
+
+def explain(case: Case, known: dict[str, Finding]) -> None:
+    """Let the leading cause explain what a lesser remedy softens.
+
+    Where the remedy of one obstacle gains far more than that of another, the lesser may be an effect of the first, or a
+    second obstacle behind it: the same diagnosis on the mended training tells. Until then the lesser is undetermined.
+    """
+    present = [f for f in known.values() if f.status == "present" and f.gain is not None and f.obstacle != "overfitting"]
+    if len(present) < 2:
+        return
+    first = max(present, key=lambda f: f.gain or 0.0)
+    for f in present:
+        if f is not first and (f.gain or 0.0) < T.EXPLAINED * (first.gain or 0.0):
+            says = f"its remedy gains {f.gain:.0%}, that of {first.obstacle} {first.gain:.0%}, which may explain it"
+            missing = (f"the same diagnosis once {first.obstacle} is removed",)
+            known[f.obstacle] = replace(f, status="undetermined", confidence=0.5, summary=says, missing=missing, remedy="", code="")
 
 
 def little_to_gain(case: Case) -> bool:
@@ -276,7 +296,7 @@ def judge(findings: tuple[Finding, ...], health: Health) -> Verdict:
     """Obstructed if any finding is present, healthy if its own evidence holds and all that could be tested is absent."""
     if any(f.status == "present" for f in findings):
         return "obstructed"
-    testable = [f for f in findings if not (f.status == "undetermined" and f.missing == ("validation data",))]
+    testable = [f for f in findings if not (f.status == "undetermined" and set(f.missing) <= UNTESTABLE)]
     if health.holds and all(f.status == "absent" for f in testable):
         return "healthy"
     return "undetermined"

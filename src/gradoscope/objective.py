@@ -105,9 +105,7 @@ class Objective:
             return stack
 
         on_device = [tree.to_device(b, live.device) for b in batches]
-        return cls(
-            live.model, live.training.loss, on_device, parameters=live.trainable(), mode=mode, seed=seed, context=context
-        )
+        return cls(live.model, live.training.loss, on_device, parameters=live.trainable(), mode=mode, seed=seed, context=context)
 
     def __repr__(self) -> str:
         return f"Objective({type(self.model).__name__}, dim={self.dim:,}, batches={len(self.batches)}, mode={self.mode!r})"

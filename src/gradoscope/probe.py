@@ -6,12 +6,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gradoscope import tree
 from gradoscope.guard import untouched
 from gradoscope.training import Live, split
 
-__all__ = ["Probe"]
+__all__ = ["Probe", "flops_per_row"]
 
 PARTS = 32  # pairs of part losses, enough for a t interval; more would only cost time
 
@@ -90,3 +91,20 @@ class Probe:
                 targets.append(target)
         value = self.training.metric(tree.concatenate(outputs), tree.concatenate(targets))
         return float(value) if not isinstance(value, Tensor) or value.numel() == 1 else math.nan
+
+
+def flops_per_row(live: Live, batch: Any) -> float | None:
+    """Floating-point operations of one forward pass per example, or None where they cannot be counted.
+
+    Cost: one forward pass over the batch.
+    """
+    n = tree.rows(batch)
+    if n is None or any(isinstance(m, nn.RNNBase) for m in live.model.modules()):
+        return None  # the fused recurrent kernels are not counted
+    counter = FlopCounterMode(display=False)
+    try:
+        with untouched(live.model, seed=0), torch.no_grad(), counter:
+            live.training.loss(live.model, tree.to_device(batch, live.device))
+    except Exception:  # the training itself will tell what is wrong with its loss
+        return None
+    return counter.get_total_flops() / n

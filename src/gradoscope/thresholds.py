@@ -1,10 +1,10 @@
 """Every threshold of the verdicts, each with the reason for its value. No other module holds one."""
 
 __all__ = [
-    "ABSENT_SHORTFALL",
     "ALPHA",
     "CLIFF",
     "DEAD_SHARE",
+    "EXPLAINED",
     "FLAT_CONTRACTION",
     "GAMMA_CRITICAL",
     "GAMMA_MOVING",
@@ -48,14 +48,16 @@ TIMES_FASTER = 3.0
 """A stalled training removes less than a third of the excess that the remedy removes over the same steps."""
 SIGMAS = 3.0
 """Standard errors that a gain must exceed: the best of a dozen counterfactuals exceeds two by chance in a quarter of cases."""
-ABSENT_SHORTFALL = 0.10
-"""An upper confidence bound below this share refutes a counterfactual outright."""
+
+
+EXPLAINED = 0.8
+"""A remedy that gains less than four fifths of what another one does may only soften the other's obstacle."""
 
 # --- Error rates --------------------------------------------------------------------------------------------------
 LEVEL = 0.05
 """Two-sided level of every interval (95%)."""
 ALPHA = 0.01
-"""Level of a single test of mechanism, before the correction for their number."""
+"""Level of the tests for progress: one wrong trend in a hundred."""
 
 # --- Step and curvature (dimensionless) -----------------------------------------------------------------------------
 STABILITY = 1.9

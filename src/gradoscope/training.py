@@ -183,7 +183,9 @@ class Live:
         where = first.device if first is not None else torch.device("cpu")
         check_parameters(model, optimizer)
         if batches is None:
-            batches = make_batches(training.data, training.batch_size, derive_seed(seed, 101), shuffle=training.shuffle)
+            batches = make_batches(
+                training.data, training.batch_size, derive_seed(seed, 101), shuffle=training.shuffle, most=enough(training)
+            )
         live = cls(training, model, optimizer, schedule, batches, where, seed)
         if not in_place and isinstance(training.model, nn.Module) and _trains_original(live):
             # The loss closes over the model that was handed in: only that very model can be trained.
@@ -387,3 +389,8 @@ def _trains_original(live: Live) -> bool:
             return any(g is not None for g in torch.autograd.grad(loss, theirs, allow_unused=True))
         except Exception:  # the first real step reports what is wrong with the loss, with advice
             return False
+
+
+def enough(training: Training) -> int:
+    """How many batches of a loader a diagnosis may want: all of the training's own, and as many again for measurements."""
+    return max(64, 2 * training.steps * training.accumulate)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Step", "Watch", "watch"]
 
+
 def watch(
     model: nn.Module,
     optimizer: Optimizer,

@@ -66,7 +66,7 @@ def test_p_is_uniform_where_targets_are_independent_of_inputs(normalise):
 
 def test_targets_that_depend_on_inputs_are_found():
     model, (x, noise) = mlp(), data(2)
-    test = target_information(model, F.mse_loss, (x,), x[:, :1] + 0.3 * noise, list(model.parameters()))
+    test = target_information(model, F.mse_loss, (x,), 3 * x[:, :1] + 0.3 * noise, list(model.parameters()))
     assert test.p_value == 0.005
     assert test.relative > 1.5
     measured = test.to_measurement(step=7)

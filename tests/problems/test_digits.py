@@ -39,7 +39,7 @@ def test_healthy_learns_without_overfitting(train, seed):
     early, late = train(training, seed=seed, steps=300), train(training, seed=seed)
     assert late.on(training.data)[0] < 0.05
     loss, accuracy = late.on(training.validation)
-    assert accuracy > 0.96
+    assert accuracy > 0.95
     assert loss < early.on(training.validation)[0] + 0.02
 
 

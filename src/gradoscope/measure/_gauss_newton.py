@@ -94,13 +94,9 @@ class GaussNewton:
         with objective.inside(k), second_order_kernels(objective.model), torch.enable_grad():
             if parts.pulled is None:
                 parts.dummies = [torch.zeros_like(z, requires_grad=True) for z in parts.outputs]
-                parts.pulled = torch.autograd.grad(
-                    parts.outputs, objective.parameters, parts.dummies, create_graph=True, allow_unused=True
-                )
+                parts.pulled = torch.autograd.grad(parts.outputs, objective.parameters, parts.dummies, create_graph=True, allow_unused=True)
             used = [(w, v) for w, v in zip(parts.pulled, objective.split(vector), strict=True) if w is not None]
-            moved = torch.autograd.grad(
-                [w for w, _ in used], parts.dummies, [v for _, v in used], retain_graph=True, allow_unused=True
-            )
+            moved = torch.autograd.grad([w for w, _ in used], parts.dummies, [v for _, v in used], retain_graph=True, allow_unused=True)
         return [torch.zeros_like(z) if m is None else m for m, z in zip(moved, parts.outputs, strict=True)]
 
     def _build(self, k: int) -> "_Parts":

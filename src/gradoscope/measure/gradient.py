@@ -26,9 +26,7 @@ def missing_gradients(parameters: Sequence[tuple[str, Tensor]]) -> list[str]:
     return [name for name, p in parameters if p.grad is None]
 
 
-def layer_norms(
-    parameters: Sequence[tuple[str, Tensor]], grads: Tensor | None = None, *, scale: float | Tensor = 1.0
-) -> dict[str, float]:
+def layer_norms(parameters: Sequence[tuple[str, Tensor]], grads: Tensor | None = None, *, scale: float | Tensor = 1.0) -> dict[str, float]:
     r"""The Euclidean norm $\|g_l\|$ of the gradient of each parameter.
 
     Args:

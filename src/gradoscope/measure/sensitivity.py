@@ -65,8 +65,8 @@ def layer_sensitivity(objective: Objective, *, n: int = 32, seed: int = 0) -> Me
     weights = np.array([math.hypot(*(norms[i] for i in members)) for members in layers.values()])
     count = len(squares)
     mean = squares.mean(axis=0)
-    values = weights * np.sqrt(mean)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # a training that has broken has infinite weights
+        values = weights * np.sqrt(mean)
         spread = squares.std(axis=0, ddof=1) / math.sqrt(count) if count > 1 else np.full_like(mean, math.nan)
         se = np.where(mean > 0, weights * spread / (2 * np.sqrt(mean)), 0.0 if count > 1 else math.nan)
     largest = float(values.max())
@@ -192,9 +192,7 @@ def _vectorised(objective: Objective, reduced: Callable[[Sequence[Tensor]], Tens
     return result
 
 
-def _one_by_one(
-    objective: Objective, reduced: Callable[[Sequence[Tensor]], Tensor], batch: Any, index: list[int], seed: int
-) -> Tensor:
+def _one_by_one(objective: Objective, reduced: Callable[[Sequence[Tensor]], Tensor], batch: Any, index: list[int], seed: int) -> Tensor:
     rows = []
     for i in index:
         seed_all(derive_seed(seed, 2, i))

@@ -76,7 +76,8 @@ def predict_step(objective: Objective, step: Tensor, *, gradient: Tensor | None 
     before = objective.losses()
     curvature = float(torch.dot(s, objective.hvp(step.detach()).double()))
     after = objective.at(objective.theta() + step.detach())
-    actual = float((after - before).mean())
+    with np.errstate(invalid="ignore"):  # infinite before and after, where a training has broken
+        actual = float((after - before).mean())
     first = float(torch.dot(g, s))
     second = first + 0.5 * curvature
     scale = abs(first) + abs(0.5 * curvature)

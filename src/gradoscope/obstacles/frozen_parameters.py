@@ -3,7 +3,7 @@
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Finding
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
-from gradoscope.remedies.unfreeze import Unfreeze, frozen
+from gradoscope.remedies.unfreeze import Unfreeze, cut_off, frozen
 
 __all__ = ["OBSTACLE", "FrozenParameters"]
 
@@ -29,7 +29,9 @@ class FrozenParameters(Obstacle):
         return Mechanism(True, 0.99, [evidence("frozen_share", share, says, supports=True)])
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
-        return [case.trial(Unfreeze())]
+        with case.live() as live:
+            cut = bool(cut_off(live))
+        return [case.trial(Unfreeze(reattach=cut))]
 
 
 OBSTACLE = FrozenParameters()

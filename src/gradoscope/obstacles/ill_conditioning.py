@@ -28,8 +28,10 @@ class IllConditioning(Obstacle):
             return Mechanism(None, missing=["the optimizer's metric, to compare its step with the curvature"])
         late = [r for r in rs if r.step >= case.first + 0.4 * case.steps and r.c is not None] or [r for r in rs if r.c is not None]
         c = min((r.c for r in late if r.c is not None), default=None)
-        if c is None:
-            return Mechanism(False, 0.9, [evidence("step_times_curvature", s, "there is no slope along the step", supports=False)])
+        if c is None or s == 0:
+            return Mechanism(
+                False, 0.9, [evidence("step_times_curvature", s, "there is no slope, or no curvature, along the step", supports=False)]
+            )
         full = T.STIFF_LOWER < s < T.STIFF_UPPER
         flat = 0 <= c < T.FLAT_CONTRACTION * s
         found.append(

@@ -6,6 +6,7 @@ from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
 from gradoscope.remedies.line_search import LineSearch
+from gradoscope.remedies.perturb import Perturb
 
 __all__ = ["OBSTACLE", "SaddlePoint"]
 
@@ -58,10 +59,16 @@ class SaddlePoint(Obstacle):
         start = self._place(case).step
         if start >= case.first + 0.9 * case.steps:
             start = case.checkpoint(0.5)
-        return [case.trial(LineSearch("negative_curvature"), start=start)]
+        tried = [case.trial(LineSearch("negative_curvature"), start=start)]
+        if not case.material(tried[0]):
+            # A symmetric start: noise breaks the symmetry in all directions at once, a line in one only.
+            tried.append(case.trial(Perturb(0.1)))
+        return tried
 
     def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
         """A plain line search along the gradient that does as well means that the saddle is not what holds it."""
+        if best.remedy.startswith("perturb"):
+            return None
         along = case.trial(LineSearch("gradient"), start=best.start)
         r = self._place(case)
         if along.shortfall * 1.5 >= best.shortfall and (r.c is None or r.c >= 0) and r.gamma > T.GAMMA_MOVING:

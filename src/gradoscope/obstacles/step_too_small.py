@@ -24,7 +24,8 @@ class StepTooSmall(Obstacle):
         s = [r for r in rs if r.s is not None]
         if not s:
             return Mechanism(None, missing=["the optimizer's metric, to compare its step with the curvature"])
-        worst = max(s, key=lambda r: r.s or 0.0)
+        # The later checkpoints: schedules and adaptive rates start with other steps than they go on with.
+        worst = max(s[len(s) // 2 :], key=lambda r: r.s or 0.0)
         small = (worst.s or 0.0) < T.SMALL_STEP
         found.append(
             evidence(
@@ -43,11 +44,17 @@ class StepTooSmall(Obstacle):
             evidence(
                 "relative_gradient",
                 gamma,
-                f"the gradient is {gamma:.2g} of what the curvature could supply",
+                f"the gradient is {gamma:.2g} times what the curvature could supply",
                 supports=there,
                 rules_out=("saddle_point", "local_minimum") if there else (),
             )
         )
+        if not small and case.counterfactuals:
+            longer = case.trial(StepSize(10.0))
+            small = case.material(longer) is True
+            says = f"steps ten times as long are stable on this training and end at {longer.loss_remedy:.4g}"
+            if small:
+                found.append(evidence("counterfactual step_size(x10)", longer.shortfall, says, supports=True))
         return Mechanism(small and there, 0.97, found)
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:

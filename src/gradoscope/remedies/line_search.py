@@ -30,7 +30,9 @@ class LineSearch(Remedy):
         self.explanation = f"One long step along {words[direction]}, then the training goes on as before."
         self.code = (
             "from gradoscope.remedies.line_search import LineSearch\n"
-            f"gradoscope.advance(LineSearch({direction!r})(training), ...)  # or add noise of this size to the parameters"
+            "from gradoscope.training import Live\n"
+            "with Live.of(training) as live:  # the gradoscope.Training that was diagnosed\n"
+            f"    LineSearch({direction!r}).prepare(live)"
         )
 
     def prepare(self, live: Live) -> None:

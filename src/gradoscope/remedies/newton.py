@@ -37,7 +37,8 @@ class KrylovNewton(Remedy):
 
     def replace_step(self, live: Live, step: int) -> float | None:
         fresh = live.batches.size is None
-        batches = live.batches.sample(self.rows, "fresh") if not fresh else [live.batches.batch(step * 16 + j) for j in range(16)]
+        many = max(1, self.rows // (live.batches.batch_size or self.rows))
+        batches = [live.batches.batch(step * many + j) for j in range(many)] if fresh else live.batches.sample(self.rows, "fresh")
         objective = Objective.of(live, batches, seed=step)
         gradient = objective.gradient()
         before = objective.loss()

@@ -80,9 +80,7 @@ def _loss_and_data(watch: "Watch") -> dict[str, Any]:
     if not any(isinstance(b, WholeCall) for b in batches):
         assert loss_fn is not None
         return {"loss_fn": pair_loss(loss_fn, calls.pick), "data": batches}
-    whole = [
-        b if isinstance(b, WholeCall) else {"args": b[:-1], "kwargs": {}, "targets": b[-1:], "target_kwargs": {}} for b in batches
-    ]
+    whole = [b if isinstance(b, WholeCall) else {"args": b[:-1], "kwargs": {}, "targets": b[-1:], "target_kwargs": {}} for b in batches]
     return {"batch_loss": call_loss(loss_fn, calls.pick, calls.own_loss), "data": whole}
 
 
