@@ -89,13 +89,15 @@ def make(optimizer="momentum", schedule=None, **options) -> Live:
 
 def left(live):
     """All that a training has made of itself, in torch's own words."""
-    return clone({
-        "parameters": dict(live.model.named_parameters()),
-        "buffers": dict(live.model.named_buffers()),
-        "optimizer": live.optimizer.state_dict(),
-        "attributes": {k: v for k, v in vars(live.optimizer).items() if k in ("calls", "average")},
-        "schedule": {k: v for k, v in (live.schedule.state_dict() if live.schedule else {}).items() if not k.startswith("_get_lr")},
-    })
+    return clone(
+        {
+            "parameters": dict(live.model.named_parameters()),
+            "buffers": dict(live.model.named_buffers()),
+            "optimizer": live.optimizer.state_dict(),
+            "attributes": {k: v for k, v in vars(live.optimizer).items() if k in ("calls", "average")},
+            "schedule": {k: v for k, v in (live.schedule.state_dict() if live.schedule else {}).items() if not k.startswith("_get_lr")},
+        }
+    )
 
 
 CASES = [(o, None) for o in OPTIMIZERS] + [("momentum", s) for s in SCHEDULES] + [("adam", "one cycle"), ("several groups", "cosine")]

@@ -213,21 +213,21 @@ def judge_health(case: Case, known: dict[str, Finding]) -> Health:
     drop = _drop(case)
     progressed = drop is not None and drop.p is not None and drop.p < T.ALPHA and end < start
     if drop is not None:
-        found.append(Evidence(drop, f"the loss went from {start:.4g} to {end:.4g}", supports=progressed))
+        found.append(Evidence(drop, f"The loss went from {start:.4g} to {end:.4g}", supports=progressed))
     headroom = case.headroom
     if headroom is not None:
         found.append(evidence("headroom", headroom, f"{headroom:.1%} of what any model could remove is left", supports=headroom < T.MINOR))
     tried = [c for c in case.trials() if c.on == "training" and not c.failed]
     if tried:
         best = max(tried, key=lambda c: c.shortfall)
-        says = f"the best of {len(tried)} alternatives, {best.remedy}, gains {max(0.0, best.shortfall):.0%} of all there was to remove"
+        says = f"The best of {len(tried)} alternatives, {best.remedy}, gains {max(0.0, best.shortfall):.0%} of all there was to remove"
         found.append(evidence("best_alternative", best.shortfall, says, supports=best.shortfall < T.MINOR))
     if present:
-        return Health(False, present[0].confidence, f"{present[0].obstacle} is present", tuple(found))
+        return Health(False, present[0].confidence, f"{present[0].obstacle} is present.", tuple(found))
     if case.baseline.broke is not None:
-        return Health(False, 0.99, f"the loss is not finite at step {case.baseline.broke}", tuple(found))
+        return Health(False, 0.99, f"The loss is not finite at step {case.baseline.broke}", tuple(found))
     if not progressed:
-        return Health(None, 0.5, "it made no progress, and no cause could be confirmed", tuple(found), ("the cause of the standstill",))
+        return Health(None, 0.5, "It made no progress, and no cause could be confirmed.", tuple(found), ("the cause of the standstill",))
     if headroom is not None and headroom < T.MINOR:
         return Health(True, 0.97, f"It removed {1 - headroom:.0%} of all the loss that any model could.", tuple(found))
     if case.counterfactuals and (headroom is None or headroom > T.MINOR):
@@ -238,9 +238,7 @@ def judge_health(case: Case, known: dict[str, Finding]) -> Health:
             return Health(
                 None,
                 0.5,
-                f"{learner.learner} do far better on the same data, but no cause could be confirmed".replace(
-                    "linear do", "a linear model does"
-                ),
+                f"Another learner ({learner.learner}) does far better on the same data, but no cause could be confirmed.",
                 tuple(found),
                 ("why this model does not reach what an independent learner does",),
             )
@@ -249,12 +247,12 @@ def judge_health(case: Case, known: dict[str, Finding]) -> Health:
             return Health(
                 None,
                 0.5,
-                f"{gains[0].remedy} ends materially lower, but no cause could be confirmed",
+                f"{gains[0].remedy} ends materially lower, but no cause could be confirmed.",
                 tuple(found),
                 ("the mechanism by which it helps",),
             )
     if not case.counterfactuals:
-        return Health(None, 0.5, "it progresses; whether it could do materially better was not tried", tuple(found), ("counterfactual",))
+        return Health(None, 0.5, "It progresses; whether it could do materially better was not tried.", tuple(found), ("counterfactual",))
     if share < T.MINOR:
         return Health(
             True,
@@ -265,7 +263,7 @@ def judge_health(case: Case, known: dict[str, Finding]) -> Health:
     return Health(
         None,
         0.5,
-        f"an alternative ends {share:.0%} lower, but no cause could be confirmed",
+        f"An alternative ends {share:.0%} lower, but no cause could be confirmed.",
         tuple(found),
         (f"the cause of a shortfall of {share:.0%}; it removed {removed:.0%} of what the best alternative does",),
     )

@@ -178,9 +178,7 @@ def test_outputs_that_are_no_tensor_and_operations_without_batched_backward():
 def test_batches_of_any_structure_and_masks_that_are_fixed():
     model, (x, y) = mlp(dropout=0.5), data(9)
     batch = {"in": [x], "note": "text", "y": y}
-    tree_test = batch_information(
-        model, lambda m, b: F.mse_loss(m(b["in"][0]), b["y"]), batch, list(model.parameters()), permutations=19
-    )
+    tree_test = batch_information(model, lambda m, b: F.mse_loss(m(b["in"][0]), b["y"]), batch, list(model.parameters()), permutations=19)
     plain = target_information(model, F.mse_loss, (x,), y, list(model.parameters()), permutations=19)
     assert tree_test.null == pytest.approx(plain.null, rel=1e-9)
 

@@ -14,7 +14,10 @@ from gradoscope.diagnosis import Counterfactual, Evidence, Finding
 from gradoscope.measurement import Measurement
 from gradoscope.remedies.step_size import StepSize
 
-__all__ = ["Mechanism", "Obstacle", "all_obstacles", "best_step", "evidence"]
+__all__ = ["Mechanism", "Obstacle", "all_obstacles", "best_step", "evidence", "sentence"]
+
+
+REMEDY_NAMES = frozenset({"rescale", "unblock", "unfreeze"})  # remedies whose names are plain words
 
 
 @dataclass
@@ -47,7 +50,13 @@ def evidence(
     rules_out: tuple[str, ...] = (),
 ) -> Evidence:
     """One measured quantity with the sentence that it says."""
-    return Evidence(Measurement(name, value, se=se, step=step, p=p, unit=unit), says, supports, rules_out)
+    return Evidence(Measurement(name, value, se=se, step=step, p=p, unit=unit), sentence(says), supports, rules_out)
+
+
+def sentence(text: str) -> str:
+    """A text as it begins a line: with a capital, unless it begins with a name such as step_size(x10) or rescale."""
+    first = text.split(" ", 1)[0]
+    return text if first in REMEDY_NAMES or not first.rstrip("',:").isalpha() else text[:1].upper() + text[1:]
 
 
 class Obstacle:
@@ -135,7 +144,7 @@ class Obstacle:
             obstacle=self.name,
             status=status,  # type: ignore[arg-type]
             confidence=min(0.99, max(0.5, confidence)),
-            summary=summary,
+            summary=sentence(summary),
             gain=None if best is None else min(1.0, best.gain),
             gain_interval=None if best is None else (best.interval[0], min(1.0, best.interval[1])),
             evidence=tuple(first.evidence),
@@ -159,7 +168,7 @@ def told(c: Counterfactual, helps: bool | None) -> Evidence:
         Measurement(
             f"counterfactual {c.remedy}", c.shortfall, se=c.difference_se * abs(c.shortfall / c.difference) if c.difference else 0.0
         ),
-        f"under {c.remedy} the loss ends at {c.loss_remedy:.4g} instead of {c.loss_unchanged:.4g} "
+        f"Under {c.remedy} the loss ends at {c.loss_remedy:.4g} instead of {c.loss_unchanged:.4g} "
         f"({c.shortfall:+.0%} of all there was to remove)",
         supports=helps,
     )
