@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gradoscope.case import Case
-from gradoscope.diagnose import diagnose, diagnose_run
+from gradoscope.diagnose import diagnose, diagnose_run, examine
 from gradoscope.guard import private_random
 from gradoscope.obstacles import all_obstacles
 from gradoscope.problems import find
@@ -198,3 +198,13 @@ def test_a_run_without_a_recipe_tells_what_was_recorded(tmp_path: object) -> Non
     assert all(f.status == "undetermined" and f.missing == ("counterfactual",) for f in diagnosis.findings)
     assert diagnosis["step_too_large"].evidence[0].measurement.value == 40
     jsonschema.validate(json.loads(diagnosis.to_json()), load_schema())
+
+
+def test_a_training_that_learns_nothing_is_examined_from_a_checkpoint_too() -> None:
+    training = replace(find("parity:d=16"), steps=120)
+    first = Case(training)
+    state = first.baseline.states[60]
+    case = Case(training, start=state, steps=60, initial=first.initial)
+    diagnosis = examine(case)
+    assert diagnosis["uninformative_gradient"].status in ("present", "undetermined")
+    assert not any("a measurement that failed" in m for f in diagnosis.findings for m in f.missing)

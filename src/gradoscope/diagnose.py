@@ -194,9 +194,9 @@ def _examine(obstacle: Obstacle, case: Case, known: dict[str, Finding]) -> Findi
         )
     try:
         return obstacle.examine(case, known)
-    except (RuntimeError, ValueError, NotImplementedError, np.linalg.LinAlgError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # whatever a user's module does in one measurement, the other findings must not be lost
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return obstacle.finding(
             "undetermined", 0.5, "a measurement failed", Mechanism(None), missing=[f"a measurement that failed ({reason})"]

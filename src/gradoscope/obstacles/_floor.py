@@ -112,7 +112,7 @@ def memorises(case: Case, rows: int = 32, steps: int = 400) -> float | None:
         floor = case.attainable or 0.0
         return float(np.clip((first - last) / max(first - floor, 1e-30), 0, 1))
 
-    found: float | None = case.measure("memorises", 0, read)
+    found: float | None = case.measure("memorises", case.first, read)
     return found
 
 

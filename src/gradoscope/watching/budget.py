@@ -12,8 +12,9 @@ __all__ = ["Budget", "Kind", "Timetable"]
 # "checkpoint": also a copy of the whole state.
 Kind = Literal["light", "full", "checkpoint"]
 
-# What the timers cannot see (cold caches after a look, the slower call of a module that has hooks) was about half of what they see.
-SAFETY = 0.6
+# What the timers cannot see (cold caches after a look, the slower call of a module that has hooks) was half to one and a half
+# times what they see: benchmarks/overhead.py, on a busy machine.
+SAFETY = 0.4
 LIGHT_SHARE = 0.7  # of the budget; the rest is kept for the rare heavy looks, which would else never be affordable
 DENSE = 1000  # every step is due up to here, then ever fewer: 1,000 per e-fold of steps
 HOOK_SECONDS = 1e-6  # what a step costs that is only counted
@@ -129,6 +130,7 @@ class Timetable:
         self._full, self._checkpoint = 0, 1
         self._step = 0
         self._own = 0.0
+        self._denied: int | None = None
         self._entered = self._mark = self.started = time.perf_counter()
 
     def enter(self) -> None:
@@ -146,6 +148,7 @@ class Timetable:
 
     def settle(self, step: int) -> None:
         """Bring the budget's account up to date, outside of the loop."""
+        self._count_skipped(step)
         if step > self._step:
             self.enter()
             self.budget.spend_idle(self._tick(step))
@@ -161,6 +164,7 @@ class Timetable:
 
     def choose(self, step: int) -> Kind | None:
         """How to look at the coming step, or None where the budget allows no look yet."""
+        self._count_skipped(step)
         if step > self._step:
             self.budget.spend_idle(self._tick(step))
         if step >= self._checkpoint and self.budget.affordable("checkpoint"):
@@ -172,8 +176,14 @@ class Timetable:
         # The pace may change: ask again when as many steps more are done.
         wait = min(self.budget.wait("light"), max(64, step))
         self.next = step + wait
-        self.skipped += max(1, wait // max(1, step // DENSE))
+        self._denied = step
         return None
+
+    def _count_skipped(self, step: int) -> None:
+        """Count the looks that fell into the steps that passed since the budget last said no."""
+        if self._denied is not None and step > self._denied:
+            self.skipped += max(1, (step - self._denied) // max(1, self._denied // DENSE))
+            self._denied = None
 
     def _tick(self, step: int) -> float:
         """Tell the budget how long the training itself took since the last time; returns our own seconds since then."""
