@@ -45,6 +45,7 @@ class Trace:
         done: the step it ended at.
         probe: (step, part losses) points on the training probe.
         validation: the same on the validation probe, empty without one.
+        metric: (step, value) of the user's metric on the validation probe, in the unchanged run.
         batch_loss: the loss of every step's own batch.
         gradient_norm: the norm of every step's gradient.
         states: the states that were kept, by step.
@@ -94,6 +95,7 @@ class Case:
         steps: how many steps the unchanged run takes from there, by default the training's.
         initial: the loss at the very start of a training that begins from a later state.
         record: a `gradoscope.store.Run` into which the unchanged run is written as it goes.
+        budget: the share of the time that writing single steps may take; steps are left out to keep to it.
     """
 
     def __init__(
@@ -109,12 +111,13 @@ class Case:
         steps: int | None = None,
         initial: float | None = None,
         record: Any = None,
+        budget: float = 0.05,
     ) -> None:
         self.training, self.seed, self.device = training, seed, device
         self.counterfactuals = counterfactuals
         self.notes: list[str] = []
         self._progress, self._limit, self._start, self._initial = progress, limit, start, initial
-        self._record = record
+        self._record, self._budget, self._recording = record, budget, 0.0
         self.first = start.step if start is not None else 0
         self.steps = steps or training.steps
         self._traces: dict[tuple[str, int, int], Trace] = {}
@@ -188,6 +191,13 @@ class Case:
             return train, None
         return train, Probe(live, self.validation.sample(self._validation_rows(rows), "probe"), "eval")
 
+    def _record_step(self, step: int, loss: float, norm: float) -> None:
+        """Append one step to the record, unless writing has taken more than its share of the time so far."""
+        now = time.perf_counter()
+        if self._recording <= self._budget * (now - self.began) or not math.isfinite(loss):
+            self._record.append({"step": step, "loss": loss, "grad_norm": norm})
+            self._recording += time.perf_counter() - now
+
     def _validation_rows(self, rows: int) -> int:
         """All validation examples where they are few: a gap is judged on them, and their losses scatter widely."""
         assert self.validation is not None
@@ -208,6 +218,9 @@ class Case:
             trace.probe.append((step, train.losses(live)))
             if validation is not None:
                 trace.validation.append((step, validation.losses(live)))
+                value = validation.metric(live) if keep else None
+                if value is not None:
+                    trace.metric.append((step, value))
             if step in keeps:
                 trace.states[step] = State.capture(live, step)
                 if self._record is not None:
@@ -225,7 +238,7 @@ class Case:
                 grads = [p.grad for _, p in live.trainable() if p.grad is not None and not p.grad.is_sparse]
                 trace.gradient_norm.append(float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0)
                 if self._record is not None:
-                    self._record.append({"step": i, "loss": loss, "grad_norm": trace.gradient_norm[-1]})
+                    self._record_step(i, loss, trace.gradient_norm[-1])
             if not math.isfinite(loss):
                 trace.broke = i
                 return True
@@ -446,7 +459,6 @@ class Case:
         low, high = difference - t * se, difference + t * se
         if trace.failed:
             difference, se, low, high = 0.0, math.nan, 0.0, 0.0
-        ratio = math.prod(c.batches_per_step() for c in (remedy,))
         return Counterfactual(
             remedy=remedy.name,
             explanation=remedy.explanation,
@@ -461,12 +473,21 @@ class Case:
             loss_before=float(np.mean(trace.probe[0][1])),
             loss_unchanged=float(np.mean(unchanged)),
             loss_remedy=float(np.mean(changed)),
-            examples_ratio=float(ratio),
+            examples_ratio=self._examples_ratio(remedy, key[2]),
             curve=trace.curve(),
             baseline_curve=tuple(p for p in self.baseline.curve() if p[0] >= key[1]),
             failed=trace.failed,
             code=remedy.code,
         )
+
+    def _examples_ratio(self, remedy: Remedy, steps: int) -> float:
+        """Examples that went through a fork, per example of the unchanged run over the rest of its steps."""
+        per_epoch = self.batches.per_epoch
+        if remedy.takes_optimizer_steps:
+            many = remedy.batches_per_step()
+            return float(many if per_epoch is None else min(many, max(1, per_epoch)))
+        own = (self.batches.batch_size or 1) * self.training.accumulate
+        return remedy.examples_per_step() * steps / max(1, own * (self.steps - self.steps // 2))
 
     def validate(self, remedy: Remedy, parts: slice = slice(None)) -> Counterfactual:
         """Train under a remedy from the start and compare the validation losses at the end.

@@ -46,7 +46,7 @@ def diagnose(
         training: what to diagnose.
         seed: of the data order, the probes and every measurement.
         counterfactuals: whether to try remedies on forks; without them no obstacle can be found present.
-        budget: the share of a live training's time that watching may take; told in the report for recorded runs.
+        budget: the share of the training's time that recording it may take (`record`).
         device: where to run, by default where the model is.
         progress: called with (text, share done).
         record: a `gradoscope.store.Run` to write the unchanged run into.
@@ -59,7 +59,7 @@ def diagnose(
 
     Cost: the training once, and forks of it for at most as long again (or 45 seconds, if that is more).
     """
-    case = Case(training, seed=seed, device=device, counterfactuals=counterfactuals, progress=progress, record=record)
+    case = Case(training, seed=seed, device=device, counterfactuals=counterfactuals, progress=progress, record=record, budget=budget)
     return examine(case, budget=budget)
 
 
@@ -214,6 +214,9 @@ def judge_health(case: Case, known: dict[str, Finding]) -> Health:
     progressed = drop is not None and drop.p is not None and drop.p < T.ALPHA and end < start
     if drop is not None:
         found.append(Evidence(drop, f"The loss went from {start:.4g} to {end:.4g}", supports=progressed))
+    if case.baseline.metric:
+        (_, first), (step, last) = case.baseline.metric[0], case.baseline.metric[-1]
+        found.append(evidence("validation_metric", last, f"the metric on validation went from {first:.4g} to {last:.4g}", step=step))
     headroom = case.headroom
     if headroom is not None:
         found.append(evidence("headroom", headroom, f"{headroom:.1%} of what any model could remove is left", supports=headroom < T.MINOR))

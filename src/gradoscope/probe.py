@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gradoscope import tree
+from gradoscope.errors import CannotRun
 from gradoscope.guard import untouched
 from gradoscope.training import Live, split
 
@@ -89,7 +90,13 @@ class Probe:
                 inputs, target = split(tree.to_device(batch, live.device))
                 outputs.append(live.model(*inputs))
                 targets.append(target)
-        value = self.training.metric(tree.concatenate(outputs), tree.concatenate(targets))
+        try:
+            value = self.training.metric(tree.concatenate(outputs), tree.concatenate(targets))
+        except Exception as error:
+            raise CannotRun(
+                f"`metric(output, target)` failed on the validation examples: {type(error).__name__}: {error}. It is given all outputs "
+                "and all targets at once, as tensors, and returns one number."
+            ) from error
         return float(value) if not isinstance(value, Tensor) or value.numel() == 1 else math.nan
 
 

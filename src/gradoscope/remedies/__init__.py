@@ -44,6 +44,10 @@ class Remedy:
         """How many batches one optimizer step averages over."""
         return 1
 
+    def examples_per_step(self) -> float:
+        """Examples that one of its own steps costs, where it does not take the optimizer's."""
+        return 0.0
+
     def forward_context(self) -> AbstractContextManager[Any]:
         """A context manager around every forward and backward pass."""
         return nullcontext()

@@ -35,6 +35,10 @@ class KrylovNewton(Remedy):
             "optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn='strong_wolfe')"
         )
 
+    def examples_per_step(self) -> float:
+        # A gradient and a product each take about two passes more than a loss; ten losses at most for the length.
+        return float(self.rows * (2 * self.products + 5))
+
     def replace_step(self, live: Live, step: int) -> float | None:
         fresh = live.batches.size is None
         many = max(1, self.rows // (live.batches.batch_size or self.rows))
