@@ -576,9 +576,12 @@ class Case:
 
     def rows(self, passes: int, most: int = 2048, least: int = 32) -> int:
         """How many examples a reading of so many forward and backward passes may use, for a fixed share of the time."""
+        return int(np.clip(self.limit / READINGS / max(passes * self.seconds_per_example(), 1e-12), least, most))
+
+    def seconds_per_example(self) -> float:
+        """What one example of one step of the unchanged run took, its forward and backward pass together."""
         took = self.baseline.seconds_stepping / max(1, self.baseline.done - self.baseline.start)
-        each = took / max(1, (self.batches.batch_size or 1) * self.training.accumulate)
-        return int(np.clip(self.limit / READINGS / max(passes * each, 1e-12), least, most))
+        return took / max(1, (self.batches.batch_size or 1) * self.training.accumulate)
 
     def objective(self, live: Live, rows: int = 512, stream: str = "fresh") -> Objective:
         """The training's loss on fixed examples at the point where `live` stands."""

@@ -54,8 +54,11 @@ class IllConditioning(Obstacle):
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
         start = case.checkpoint(0.5)
-        steps = min(NEWTON_STEPS, case.first + case.steps - start)
-        return [case.trial(KrylovNewton(rows=case.rows(600, 2048, least=64)), start=start, steps=steps)]
+        remedy = KrylovNewton(rows=case.rows(600, 2048, least=64))
+        # As many of its dear steps as a quarter of the time for forks allows, but not too few to show anything.
+        affordable = int(case.limit / 4 / max(remedy.examples_per_step() * case.seconds_per_example(), 1e-9))
+        steps = min(max(affordable, NEWTON_STEPS // 4), NEWTON_STEPS, case.first + case.steps - start)
+        return [case.trial(remedy, start=start, steps=steps)]
 
     def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
         """A step size that does nearly as well means that the step, and not its direction, was wrong."""
