@@ -4,81 +4,33 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import stats
-from torch import Tensor
 
 from gradoscope import thresholds as T
-from gradoscope import tree
 from gradoscope.batches import Batches, make_batches
 from gradoscope.diagnosis import Counterfactual
 from gradoscope.errors import GradoscopeError
 from gradoscope.guard import derive_seed
 from gradoscope.levels import levels
-from gradoscope.loop import advance, prepare
+from gradoscope.loop import prepare
 from gradoscope.objective import Objective
 from gradoscope.probe import Probe, flops_per_row
 from gradoscope.rehearsal import rehearse
 from gradoscope.remedies import Remedy
 from gradoscope.state import State
+from gradoscope.trace import POINTS, Recording, Trace, run
 from gradoscope.training import Live, Training, enough
 
 __all__ = ["Case", "Trace"]
 
 FLOPS_PER_LOOK = 5e8  # some 25 ms on one core
-POINTS = 20  # probe points along a run
 READINGS = 30  # readings that the time for forks must allow
 SCREENS = 8  # forks that the time for forks must allow; longer ones are screened by their first part
-TAIL = 3  # the last probe points whose mean is a run's result: one point alone is one draw of the batch noise
-
-
-@dataclass
-class Trace:
-    """What one run of a training did.
-
-    Attributes:
-        start: the step it began at.
-        done: the step it ended at.
-        probe: (step, part losses) points on the training probe.
-        validation: the same on the validation probe, empty without one.
-        metric: (step, value) of the user's metric on the validation probe, in the unchanged run.
-        batch_loss: the loss of every step's own batch.
-        gradient_norm: the norm of every step's gradient.
-        states: the states that were kept, by step.
-        broke: the first step whose loss was not finite, or None.
-        where: the layer in which NaN or infinity was first seen.
-    """
-
-    start: int
-    done: int = 0
-    probe: list[tuple[int, np.ndarray]] = field(default_factory=list)
-    validation: list[tuple[int, np.ndarray]] = field(default_factory=list)
-    metric: list[tuple[int, float]] = field(default_factory=list)
-    batch_loss: list[float] = field(default_factory=list)
-    gradient_norm: list[float] = field(default_factory=list)
-    states: dict[int, State] = field(default_factory=dict)
-    broke: int | None = None
-    where: str = ""
-    seconds: float = 0.0
-    seconds_stepping: float = 0.0
-    failed: str = ""
-
-    def curve(self, which: str = "probe") -> tuple[tuple[int, float], ...]:
-        """(step, mean loss) points."""
-        return tuple((step, float(np.mean(v))) for step, v in getattr(self, which))
-
-    def result(self, which: str = "probe", until: int | None = None) -> np.ndarray:
-        """The part losses at the end (or at step `until`): the mean over the last few points; infinite where it broke."""
-        points = [p for p in getattr(self, which) if until is None or p[0] <= until]
-        tail = [v for step, v in points if step > self.start][-TAIL:] or [points[-1][1]]
-        if self.broke is not None and (until is None or self.broke <= until):
-            return np.full_like(points[0][1], math.inf)
-        mean: np.ndarray = np.mean(tail, axis=0)
-        return np.asarray(np.nan_to_num(mean, nan=math.inf, posinf=math.inf))
 
 
 class Case:
@@ -117,7 +69,7 @@ class Case:
         self.counterfactuals = counterfactuals
         self.notes: list[str] = []
         self._progress, self._limit, self._start, self._initial = progress, limit, start, initial
-        self._record, self._budget, self._recording = record, budget, 0.0
+        self._recording = None if record is None else Recording(record, budget)
         self.first = start.step if start is not None else 0
         self.steps = steps or training.steps
         self._traces: dict[tuple[str, int, int], Trace] = {}
@@ -164,7 +116,15 @@ class Case:
                     self._start.restore(live)
                 rehearse(live, self.validation)
                 self._memo["probes"] = self._make_probes(live)
-                trace = self._run(live, self.first, self.steps, keep=True, tell=True)
+                trace = run(
+                    live,
+                    self._memo["probes"],
+                    self.first,
+                    self.steps,
+                    keep=True,
+                    recording=self._recording,
+                    tell=lambda share: self.tell("training as given", 0.02 + 0.3 * share),
+                )
             self._memo["baseline"] = trace
             self.seconds_baseline = trace.seconds
             if self._limit is None:
@@ -191,77 +151,11 @@ class Case:
             return train, None
         return train, Probe(live, self.validation.sample(self._validation_rows(rows), "probe"), "eval")
 
-    def _record_step(self, step: int, loss: float, norm: float) -> None:
-        """Append one step to the record, unless writing has taken more than its share of the time so far."""
-        now = time.perf_counter()
-        if self._recording <= self._budget * (now - self.began) or not math.isfinite(loss):
-            self._record.append({"step": step, "loss": loss, "grad_norm": norm})
-            self._recording += time.perf_counter() - now
-
     def _validation_rows(self, rows: int) -> int:
         """All validation examples where they are few: a gap is judged on them, and their losses scatter widely."""
         assert self.validation is not None
         size = self.validation.size
         return size if size is not None and size <= 1024 else max(rows, 128)
-
-    def _run(self, live: Live, start: int, steps: int, *, keep: bool = False, tell: bool = False, stop_above: float = math.inf) -> Trace:
-        train, validation = self._memo["probes"]
-        trace = Trace(start)
-        marks = sorted({start + round(steps * i / POINTS) for i in range(1, POINTS + 1)})
-        keeps = {start + round(steps * share) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)} if keep else set()
-
-        looking = 0.0
-
-        def look(step: int) -> None:
-            nonlocal looking
-            began = time.perf_counter()
-            trace.probe.append((step, train.losses(live)))
-            if validation is not None:
-                trace.validation.append((step, validation.losses(live)))
-                value = validation.metric(live) if keep else None
-                if value is not None:
-                    trace.metric.append((step, value))
-            if step in keeps:
-                trace.states[step] = State.capture(live, step)
-                if self._record is not None:
-                    self._record.checkpoint(trace.states[step])
-            if keep and self._record is not None:
-                point = {"step": step, "probe": float(trace.probe[-1][1].mean())}
-                if validation is not None:
-                    point["validation"] = float(trace.validation[-1][1].mean())
-                self._record.append(point)
-            looking += time.perf_counter() - began
-
-        def watch(live: Live, i: int, loss: float) -> bool:
-            trace.batch_loss.append(loss)
-            if keep:
-                grads = [p.grad for _, p in live.trainable() if p.grad is not None and not p.grad.is_sparse]
-                trace.gradient_norm.append(float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0)
-                if self._record is not None:
-                    self._record_step(i, loss, trace.gradient_norm[-1])
-            if not math.isfinite(loss):
-                trace.broke = i
-                return True
-            if i + 1 in marks:
-                look(i + 1)
-                if tell:
-                    self.tell("training as given", 0.02 + 0.3 * (i + 1 - start) / steps)
-                value = float(np.mean(trace.probe[-1][1]))
-                if not math.isfinite(value):
-                    trace.broke = i
-                return not math.isfinite(value) or value > stop_above
-            return False
-
-        wall = time.perf_counter()
-        look(start)
-        trace.done = advance(live, start, steps, [watch])
-        if trace.done < start + steps and trace.broke is None:
-            trace.broke = trace.done  # stopped for having risen beyond all bounds
-        if trace.broke is not None and keep:
-            trace.where = _not_finite(live)
-        trace.seconds = time.perf_counter() - wall
-        trace.seconds_stepping = trace.seconds - looking
-        return trace
 
     @property
     def limit(self) -> float:
@@ -434,12 +328,8 @@ class Case:
         try:
             with Live.of(changed, seed=self.seed, device=self.device, batches=self.batches) as live:
                 prepare(live, state)
-                trace = self._run(
-                    live,
-                    start,
-                    steps,
-                    stop_above=10 * max(self.start_level + self.scale, self.initial if math.isfinite(self.initial) else 0.0),
-                )
+                bound = max(self.start_level + self.scale, self.initial if math.isfinite(self.initial) else 0.0)
+                trace = run(live, self.probes, start, steps, stop_above=10 * bound)
         except (GradoscopeError, RuntimeError, ValueError, AssertionError) as error:
             trace.failed = f"{type(error).__name__}: {error}"
             trace.probe = trace.probe or [self.baseline.probe[0]]
@@ -592,32 +482,3 @@ def paired(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Mean and standard error of a - b over pairs."""
     d = np.asarray(a) - np.asarray(b)
     return float(d.mean()), float(d.std(ddof=1) / math.sqrt(len(d))) if len(d) > 1 else 0.0
-
-
-def _not_finite(live: Live) -> str:
-    """The first place, in the order of the model, where a value is not finite."""
-    for kind, named in (("parameter", live.model.named_parameters()), ("buffer", live.model.named_buffers())):
-        for name, t in named:
-            if t.is_floating_point() and not bool(t.detach().isfinite().all()):
-                return f"{kind} {name}"
-    found: list[str] = []
-
-    def hook(name: str) -> Any:
-        def check(module: Any, inputs: Any, output: Any) -> None:
-            if not found and any(
-                t.is_floating_point() and not bool(t.isfinite().all()) for t in tree.leaves(output) if isinstance(t, Tensor)
-            ):
-                found.append(f"output of {name or 'the model'}")
-
-        return check
-
-    handles = [m.register_forward_hook(hook(n)) for n, m in live.model.named_modules() if not list(m.children())]
-    try:
-        with torch.no_grad():
-            live.loss(live.batches.sample(64, "fresh")[0])
-    except Exception:  # whatever fails here failed in the training too; the place is extra
-        return ""
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else "the loss"
