@@ -33,7 +33,7 @@ class Budget:
         >>> budget.trained(10, seconds=0.01)
         >>> budget.affordable("light"), budget.wait("light") > 50
         (False, True)
-        >>> budget.trained(100, seconds=0.1)
+        >>> budget.trained(200, seconds=0.2)
         >>> budget.affordable("light")
         True
     """
