@@ -18,9 +18,7 @@ from gradoscope.case import Case
 from gradoscope.diagnosis import Diagnosis, Evidence, Finding, Health, Verdict
 from gradoscope.errors import GradoscopeError
 from gradoscope.obstacles import Mechanism, Obstacle, all_obstacles, evidence
-from gradoscope.obstacles._floor import better_learner
-from gradoscope.remedies.rescale import Rescale, rescalable
-from gradoscope.remedies.step_size import StepSize
+from gradoscope.obstacles._floor import better_learner, try_alternatives
 from gradoscope.training import Training
 
 __all__ = ["diagnose", "diagnose_run", "examine"]
@@ -120,12 +118,7 @@ def examine(case: Case, *, budget: float = 0.05, provenance: dict[str, Any] | No
     known: dict[str, Finding] = {}
     if case.counterfactuals and not little_to_gain(case) and case.baseline.broke is None:
         # A fixed set of alternatives: without it, nobody knows how well the training could have ended.
-        for factor in (0.1, 10.0):
-            case.trial(StepSize(factor))
-        with case.live() as live:
-            layers = rescalable(live.model)
-        if layers:
-            case.trial(Rescale())
+        try_alternatives(case)
     obstacles = all_obstacles()
     # Twice: what is material is judged against the best level that any run reached, which is known only when all that
     # the findings ask for has been tried. Nothing is measured or run twice; a new best may call for one more fork.

@@ -17,7 +17,7 @@ from gradoscope.remedies.rescale import Rescale, rescalable
 from gradoscope.remedies.step_size import StepSize
 from gradoscope.training import Live
 
-__all__ = ["better_learner", "learnt", "material_gain", "memorises", "repeats", "scores"]
+__all__ = ["better_learner", "learnt", "material_gain", "memorises", "repeats", "scores", "try_alternatives"]
 
 
 def learnt(case: Case) -> float:
@@ -28,14 +28,19 @@ def learnt(case: Case) -> float:
     return (level - case.final) / whole if whole > 0 else 0.0
 
 
-def material_gain(case: Case) -> Counterfactual | None:
-    """The best of the fixed set of gradient-based changes, if it gains materially: other steps, and all tried before."""
+def try_alternatives(case: Case) -> None:
+    """Run the fixed set of changes that every verdict of the kind "nothing helps" has to have tried."""
     for factor in (0.1, 10.0):
         case.trial(StepSize(factor))
     with case.live() as live:
         layers = rescalable(live.model)
     if layers:
         case.trial(Rescale())
+
+
+def material_gain(case: Case) -> Counterfactual | None:
+    """The best of the fixed set of gradient-based changes, if it gains materially: other steps, and all tried before."""
+    try_alternatives(case)
     helpful = [c for c in case.trials() if c.on == "training" and case.material(c) is not False]
     return max(helpful, key=lambda c: c.difference, default=None)
 
