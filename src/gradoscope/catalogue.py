@@ -1,11 +1,11 @@
-"""What there is, for people: the problems, obstacles and remedies, each with one line of explanation."""
+"""What there is, for people: the problems, studies, obstacles and remedies, each with one line of explanation."""
 
 import textwrap
 from collections.abc import Iterable
 
 __all__ = ["KINDS", "entries", "render"]
 
-KINDS = ("problems", "obstacles", "remedies")
+KINDS = ("problems", "studies", "obstacles", "remedies")
 
 
 def entries(kind: str) -> list[tuple[str, str]]:
@@ -23,6 +23,10 @@ def entries(kind: str) -> list[tuple[str, str]]:
             options = ", ".join(f"{key}={value}" for key, value in problem.options().items() if key != "seed")
             found.append((problem.name, f"[{problem.obstacle}] {problem.says} Options: {options}."))
         return found
+    if kind == "studies":
+        from gradoscope.study import all_studies
+
+        return [(study.name, f"{study.title}. {study.source}.") for study in all_studies().values()]
     from gradoscope.registry import modules
 
     return [(m.__name__.rpartition(".")[2], (m.__doc__ or "").strip().partition("\n")[0]) for m in modules(kind)]

@@ -80,8 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_diagnose(commands)
-    listing = commands.add_parser("list", help="list the problems, obstacles and remedies that there are")
-    listing.add_argument("kind", nargs="?", choices=("problems", "obstacles", "remedies"), help="only these")
+    _add_study(commands)
+    listing = commands.add_parser("list", help="list the problems, studies, obstacles and remedies that there are")
+    listing.add_argument("kind", nargs="?", choices=("problems", "studies", "obstacles", "remedies"), help="only these")
     listing.set_defaults(run=_list)
     schema = commands.add_parser("schema", help="print the JSON Schema of what `diagnose --json` prints")
     schema.set_defaults(run=_schema)
@@ -109,6 +110,28 @@ def _add_diagnose(commands: Any) -> None:
     parser.add_argument("--check", action="store_true", help="exit with 1 if obstructed, with 5 if undetermined")
     parser.add_argument("--record", metavar="DIR", help="record the run in this folder, to be diagnosed again later")
     parser.set_defaults(run=_diagnose)
+
+
+def _add_study(commands: Any) -> None:
+    parser = commands.add_parser(
+        "study",
+        help="run an experiment of a source, and say which of its claims hold",
+        description="Interrupted at any point, the same command goes on from what is there.",
+        epilog=CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help="which one (see: gradoscope list studies), or all")
+    parser.add_argument("--scale", choices=("quick", "paper"), default="quick", help="a minute (default), or the source's own setting")
+    parser.add_argument("--seeds", type=_count, metavar="N", help="seeds per setting, instead of the study's own number")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=_count, metavar="N", help="processes on this machine (default: one per core)")
+    where.add_argument("--dask", metavar="ADDRESS", help="a Dask scheduler, e.g. tcp://10.0.0.1:8786")
+    where.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster, e.g. 10.0.0.1:6379")
+    parser.add_argument("--device", metavar="D", default="cpu", help="what to compute on, e.g. cuda:0 (default cpu)")
+    parser.add_argument("--out", metavar="DIR", default="studies", help="each study gets a folder of its name in here (default: studies)")
+    parser.add_argument("--json", action="store_true", help="print the claims as one JSON document to stdout")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a claim that should hold fails, or the reverse")
+    parser.set_defaults(run=_study)
 
 
 class _Version(argparse.Action):
@@ -147,6 +170,34 @@ def _list(arguments: argparse.Namespace) -> int:
 
     sys.stdout.write(render([arguments.kind] if arguments.kind else KINDS))
     return 0
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    from gradoscope import sweep
+    from gradoscope.conduct import conduct, document
+    from gradoscope.report.claims import print_study
+    from gradoscope.study import all_studies, find
+    from gradoscope.target import check_device
+
+    studies = list(all_studies().values()) if arguments.name == "all" else [find(arguments.name)]
+    check_device(arguments.device)
+    if arguments.dask is not None:
+        where = sweep.dask(arguments.dask)
+    else:
+        where = sweep.ray(arguments.ray) if arguments.ray is not None else sweep.local(arguments.workers)
+    done = []
+    for study in studies:
+        with redirect_stdout(sys.stderr), _bar() as tell:
+            options = {"seeds": arguments.seeds, "where": where, "device": arguments.device, "out": arguments.out}
+            done.append(conduct(study, arguments.scale, progress=tell, **options))
+        if not arguments.json:
+            print_study(done[-1])
+    if arguments.json:
+        import json
+
+        sys.stdout.write(json.dumps(document([claim for one in done for claim in one.claims]), indent=2) + "\n")
+    sys.stdout.flush()
+    return 1 if arguments.check and any(one.surprises for one in done) else 0
 
 
 def _schema(_: argparse.Namespace) -> int:
@@ -209,6 +260,30 @@ def _work(arguments: argparse.Namespace) -> "Diagnosis":
 
     with _progress() as progress:
         return diagnose(training, progress=progress, **options)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, float, float], None]]:
+    """A bar on stderr with the time left; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(), speed_estimate_period=600
+    ) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def tell(text: str, done: float, total: float) -> None:
+            bar.update(task, description=text, completed=done, total=max(total, 1e-9))
+
+        yield tell
 
 
 @contextmanager
