@@ -48,6 +48,8 @@ class Case:
         initial: the loss at the very start of a training that begins from a later state.
         record: a `gradoscope.store.Run` into which the unchanged run is written as it goes.
         budget: the share of the time that writing single steps may take; steps are left out to keep to it.
+        step_seconds: what a step is taken to last; None measures it. Readings and forks are cut by this time, so that with a
+            number given the same seed gives the same diagnosis on a machine of any speed.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Case:
         initial: float | None = None,
         record: Any = None,
         budget: float = 0.05,
+        step_seconds: float | None = None,
     ) -> None:
+        self._step_seconds = step_seconds
         self.training, self.seed, self.device = training, seed, device
         self.counterfactuals = counterfactuals
         self.notes: list[str] = []
@@ -125,6 +129,8 @@ class Case:
                     recording=self._recording,
                     tell=lambda share: self.tell("training as given", 0.02 + 0.3 * share),
                 )
+            if self._step_seconds is not None:
+                trace.seconds = trace.seconds_stepping = self._step_seconds * (trace.done - trace.start)
             self._memo["baseline"] = trace
             self.seconds_baseline = trace.seconds
             if self._limit is None:
@@ -334,8 +340,14 @@ class Case:
             trace.failed = f"{type(error).__name__}: {error}"
             trace.probe = trace.probe or [self.baseline.probe[0]]
             trace.validation = trace.validation or self.baseline.validation[:1]
-        self.seconds_forks += time.perf_counter() - began
+        self.seconds_forks += time.perf_counter() - began if self._step_seconds is None else self._nominal(remedy, steps)
         return trace
+
+    def _nominal(self, remedy: Remedy, steps: int) -> float:
+        """What a fork lasts where every step lasts `step_seconds`."""
+        if remedy.takes_optimizer_steps:
+            return (self._step_seconds or 0.0) * steps * remedy.batches_per_step()
+        return remedy.examples_per_step() * steps * self.seconds_per_example()
 
     def _compare(self, remedy: Remedy, key: tuple[str, int, int]) -> Counterfactual:
         trace = self._traces[key]

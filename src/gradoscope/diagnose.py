@@ -24,7 +24,7 @@ from gradoscope.training import Training
 __all__ = ["diagnose", "diagnose_run", "examine"]
 
 # What a training may simply not have; a finding that only misses this was not testable, and bars no verdict.
-UNTESTABLE = {"validation data", "examples on which independent learners can be fitted"}
+UNTESTABLE = {"validation data", "examples on which independent learners can be fitted", "intermediate targets"}
 Progress = Callable[[str, float], None]
 
 
@@ -37,6 +37,7 @@ def diagnose(
     device: str | torch.device | None = None,
     progress: Progress | None = None,
     record: Any = None,
+    step_seconds: float | None = None,
 ) -> Diagnosis:
     """Find out what obstructs a training, on a copy of it: what was handed in is afterwards what it was.
 
@@ -48,6 +49,7 @@ def diagnose(
         device: where to run, by default where the model is.
         progress: called with (text, share done).
         record: a `gradoscope.store.Run` to write the unchanged run into.
+        step_seconds: what a step is taken to last, instead of timing it: what is tried then does not depend on the machine.
 
     Returns:
         The verdict with ranked findings, the evidence and every experiment.
@@ -57,8 +59,8 @@ def diagnose(
 
     Cost: the training once, and forks of it for at most as long again (or 45 seconds, if that is more).
     """
-    case = Case(training, seed=seed, device=device, counterfactuals=counterfactuals, progress=progress, record=record, budget=budget)
-    return examine(case, budget=budget)
+    options: dict[str, Any] = {"counterfactuals": counterfactuals, "progress": progress, "record": record, "budget": budget}
+    return examine(Case(training, seed=seed, device=device, step_seconds=step_seconds, **options), budget=budget)
 
 
 def diagnose_run(
