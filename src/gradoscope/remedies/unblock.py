@@ -5,59 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from gradoscope import tree
 from gradoscope.guard import untouched
 from gradoscope.remedies import Remedy
 from gradoscope.training import Live
+from gradoscope.updates.forward_only import ForwardOnlyPass, straight_through
 
-__all__ = ["FLAT", "SATURATING", "Unblock", "blocking_modules"]
-
-FLAT = frozenset(
-    {torch.sign, torch.sgn, torch.floor, torch.ceil, torch.round, torch.trunc, torch.fix}
-    | {Tensor.sign, Tensor.sgn, Tensor.floor, Tensor.ceil, Tensor.round, Tensor.trunc, Tensor.fix}
-)
-SATURATING = frozenset(
-    {torch.sigmoid, torch.tanh, Tensor.sigmoid, Tensor.tanh, F.sigmoid, F.tanh, F.hardtanh, F.hardsigmoid, F.softsign, F.relu6}
-    | {torch.relu, F.relu, Tensor.relu, torch.clamp, Tensor.clamp}
-)
-
-
-# Functions that write into their argument, by the ones that do not.
-IN_PLACE = {
-    getattr(owner, name + "_"): getattr(owner, name)
-    for owner in (torch, Tensor)
-    for name in ("sign", "sgn", "floor", "ceil", "round", "trunc", "fix", "sigmoid", "tanh", "relu", "clamp")
-    if hasattr(owner, name + "_")
-}
-
-
-def _straight(out: Tensor, x: Tensor) -> Tensor:
-    """The value of `out`, exactly, with the gradient of `x`."""
-    return out.detach() + (x - x.detach()).nan_to_num()  # infinity minus infinity is no number
-
-
-class _Mode(TorchFunctionMode):
-    """Replaces the backward pass of the given elementwise functions by the identity."""
-
-    def __init__(self, functions: frozenset[Any]) -> None:
-        super().__init__()
-        self.functions = functions
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        plain = IN_PLACE.get(func, func)
-        if plain not in self.functions or not args or not isinstance(args[0], Tensor) or not args[0].requires_grad:
-            return func(*args, **kwargs)
-        x, in_place = args[0], plain is not func or kwargs.get("inplace", False)
-        if kwargs.get("inplace"):
-            kwargs = {**kwargs, "inplace": False}
-        out = plain(x, *args[1:], **kwargs)
-        if out.shape != x.shape:
-            return out
-        return x.copy_(_straight(out, x)) if in_place else _straight(out, x)
+__all__ = ["Unblock", "blocking_modules"]
 
 
 class Unblock(Remedy):
@@ -86,13 +41,13 @@ class Unblock(Remedy):
             live.at_close(module.register_forward_hook(_straight_through).remove)
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        return _Mode(FLAT | SATURATING if self.saturating else FLAT)
+        return ForwardOnlyPass(saturating=self.saturating)
 
 
 def _straight_through(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     x = inputs[0]
     if isinstance(output, Tensor) and isinstance(x, Tensor) and output.shape == x.shape and x.is_floating_point():
-        return _straight(output, x)
+        return straight_through(output, x)
     return output
 
 
