@@ -37,10 +37,13 @@ class VanishingGradient(Obstacle):
                 if layers[high] == 0
                 else f"layer {low} is {ratio:.1e} times as sensitive as layer {high} at step {step}"
             )
+            if low == high and not small:
+                what = f"layer {low} is the only one, and a gradient reaches it at step {step}"
             found.append(evidence("layer_sensitivity_ratio", ratio, what, supports=small, step=step))
             holds = holds or small
             for layer in readings.signals(case, step):
                 if layer.dead_share >= T.DEAD_SHARE:
+                    holds = True
                     found.append(
                         evidence(
                             f"dead_share {layer.name}",

@@ -24,15 +24,14 @@ class Unblock(Remedy):
     Source: Shalev-Shwartz, Shamir and Shammah 2017, section 5; Kalai and Sastry 2009; Kakade et al. 2011.
     """
 
-    code = (
-        "from gradoscope.remedies.unblock import Unblock\n"
-        "with Unblock().forward_context():  # around the forward pass\n"
-        "    loss = loss_fn(model(x), y)"
-    )
-
     def __init__(self, *, saturating: bool = False) -> None:
         self.saturating = saturating
         self.name = "unblock(saturating)" if saturating else "unblock"
+        self.code = (
+            "from gradoscope.updates.forward_only import ForwardOnlyPass\n"
+            f"with ForwardOnlyPass(saturating={saturating}):  # around the forward pass\n"
+            "    loss = loss_fn(model(x), y)"
+        )
         what = "Flat and saturating activations let" if saturating else "Flat activations let"
         self.explanation = f"{what} the gradient pass unchanged on the way back (forward-only); the forward pass is the same."
 
