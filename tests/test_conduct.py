@@ -85,8 +85,9 @@ def test_an_interrupted_study_goes_on_bit_for_bit(whole: Path, tmp_path: Path, w
     assert same(tmp_path, whole)
 
 
-def test_a_killed_worker_loses_nothing(whole: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, Averages(once=tmp_path / "killed"), where=sweep.local(2))
+@pytest.mark.parametrize("where", [sweep.local(2), sweep.dask("local", 2), sweep.ray("local", 2)], ids=lambda w: w.name)
+def test_a_killed_worker_loses_nothing(whole: Path, tmp_path: Path, where: sweep.Where) -> None:
+    done = run(tmp_path, Averages(once=tmp_path / "killed"), where=where)
     assert (tmp_path / "killed").exists()
     assert done.ran == 5
     assert same(tmp_path, whole)

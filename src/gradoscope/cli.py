@@ -181,10 +181,11 @@ def _study(arguments: argparse.Namespace) -> int:
 
     studies = list(all_studies().values()) if arguments.name == "all" else [find(arguments.name)]
     check_device(arguments.device)
+    where: sweep.Where = sweep.local(arguments.workers)
     if arguments.dask is not None:
         where = sweep.dask(arguments.dask)
-    else:
-        where = sweep.ray(arguments.ray) if arguments.ray is not None else sweep.local(arguments.workers)
+    elif arguments.ray is not None:
+        where = sweep.ray(arguments.ray)
     done = []
     for study in studies:
         with redirect_stdout(sys.stderr), _bar() as tell:

@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from gradoscope.study import Context, Result, Results, Row, Scale, Study, Table,
 
 __all__ = ["Conducted", "Folder", "conduct", "document"]
 
+CHECKPOINT, SHARE = ".partial", ".share"
 # (text, seconds of work done, seconds of work in all): both in the grid's own estimate
 Progress = Callable[[str, float, float], None]
 
@@ -79,22 +81,27 @@ def conduct(
     units = [unit for setting in study.grid(scale) for unit in setting.units(study, seeds)]
     missing = [unit for unit in units if not folder.has(unit)]
     where = where or sweep.local(None)
-    total = sum(unit.cost for unit in missing)
-    done = 0.0
-    tell = progress or (lambda text, done, total: None)
-    tell(study.name, done, total)
     cost = {unit.key: unit.cost for unit in missing}
+    total = sum(cost.values())
+    finished: set[str] = set()
+
+    def tell() -> None:
+        if progress is not None:
+            running = {key: share for key, share in folder.shares().items() if key in cost and key not in finished}
+            done = sum(cost[key] for key in finished) + sum(cost[key] * share for key, share in running.items())
+            progress(study.name, done, total)
+
+    tell()
     by_key = {unit.key: unit for unit in missing}
     tasks = [
-        sweep.Task(
-            unit.key, run_unit, (study, dict(unit.values), unit.seeds, device, folder.checkpoint(unit) if where.shares_disk else None)
-        )
+        sweep.Task(unit.key, run_unit, (study, dict(unit.values), unit.seeds, device, folder.base(unit) if where.shares_disk else None))
         for unit in _longest_first(missing)
     ]
-    for key, packed in sweep.run(tasks, where):
-        folder.keep(by_key[key], packed)
-        done += cost[key]
-        tell(study.name, done, total)
+    with closing(sweep.run(tasks, where, pulse=tell)) as arriving:
+        for key, packed in arriving:
+            folder.keep(by_key[key], packed)
+            finished.add(key)
+            tell()
     results = folder.results(study, scale, seeds)
     claims = [claim.judge(study.name, results) for claim in study.claims(scale)]
     folder.write(study, scale, units, results, claims)
@@ -106,9 +113,19 @@ def _longest_first(units: Sequence[Unit]) -> list[Unit]:
     return sorted(units, key=lambda unit: -unit.cost)
 
 
-def run_unit(study: Study, values: Mapping[str, Any], seeds: Sequence[int], device: str, checkpoint: Path | None) -> tuple[bytes, bytes]:
-    """One unit, packed for its way from the worker to the folder: (JSON, safetensors or nothing)."""
-    context = Context(device=device, checkpoint=checkpoint)
+def run_unit(study: Study, values: Mapping[str, Any], seeds: Sequence[int], device: str, base: Path | None) -> tuple[bytes, bytes]:
+    """One unit, packed for its way from the worker to the folder: (JSON, safetensors or nothing).
+
+    Args:
+        study: whose unit it is.
+        values: its setting.
+        seeds: its block of seeds.
+        device: where to compute.
+        base: the unit's file name without ending, for its checkpoint and its progress; None where the disk is not shared.
+    """
+    context = Context(device)
+    if base is not None:
+        context = Context(device, base.with_name(base.name + CHECKPOINT), sweep.Ticker(base.with_name(base.name + SHARE)))
     wall, cpu = time.perf_counter(), time.process_time()
     result = study.run(values, seeds, context)
     seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
@@ -180,9 +197,13 @@ class Folder:
     def _file(self, unit: Unit, ending: str) -> Path:
         return self.path / "units" / f"{unit.key}{ending}"
 
-    def checkpoint(self, unit: Unit) -> Path:
-        """Where a long unit may keep where it stands."""
-        return self._file(unit, ".partial")
+    def base(self, unit: Unit) -> Path:
+        """The unit's file name without ending."""
+        return self._file(unit, "")
+
+    def shares(self) -> dict[str, float]:
+        """The share that is done of each unit that runs."""
+        return sweep.shares(self.path / "units")
 
     def has(self, unit: Unit) -> bool:
         """Whether the unit's result is there and can be read; a damaged one is run again."""
@@ -204,7 +225,8 @@ class Folder:
             write_bytes(self._file(unit, ".safetensors"), arrays)
             document["arrays"] = True
         write_bytes(self._file(unit, ".json"), (json.dumps(document) + "\n").encode())
-        self.checkpoint(unit).unlink(missing_ok=True)
+        for ending in (CHECKPOINT, SHARE):
+            self._file(unit, ending).unlink(missing_ok=True)
 
     def results(self, study: Study, scale: Scale, seeds: int | None) -> Results:
         """Everything of a scale, in the order of its grid.

@@ -256,7 +256,7 @@ def _claims_of_lines() -> list[Claim]:
         ),
         *falls,
         Claim(
-            "below-float32-k2",
+            "below-float32",
             "The ratio is below float32's relative precision (1.2e-7) at k = 3 already.",
             f"{slides}: 'SNR of end-to-end for k > 3 is below the precision of float32'",
             of(3, "population"),
@@ -378,7 +378,7 @@ def _draw_needed(results: Results) -> Drawing:
 
 
 def _draw_theorem(results: Results) -> Drawing:
-    figure, axes = plots.new(1, 1, width=6.0, height=4.0)
+    figure, axes = plots.new(1, 1, width=8.0, height=3.8)
     ax = axes[0, 0]
     for k, color, marker in zip((1, 2, 3), plots.PALETTE, plots.MARKERS, strict=False):
         rows = results.rows.where(part="theorem", k=k)
@@ -394,7 +394,9 @@ def _draw_theorem(results: Results) -> Drawing:
         )
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
-    plots.label(ax, x="dimension d", y="variance over directions / G²", title="Theorem 3 (dashed: the bound)", legend=True)
+    ax.set_xticks(dimensions, [str(d) for d in dimensions])
+    beside = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
+    plots.label(ax, x="dimension d", y="variance over directions / G²", title="Theorem 3 (dashed: the bound)", legend=True, **beside)
     return figure
 
 

@@ -1,0 +1,1 @@
+"""The kinds of places where tasks run; `gradoscope.sweep` is their front."""
