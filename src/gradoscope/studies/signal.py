@@ -46,7 +46,7 @@ class SignalStudy(Study):
     )
 
     def grid(self, scale: Scale) -> list[Setting]:
-        images, seeds, cost = (48_000, 5, 6.0) if scale == "quick" else (480_000, 20, 62.0)
+        images, seeds, cost = (48_000, 5, 6.0) if scale == "quick" else (240_000, 20, 31.0)
         lines = Setting({"part": "lines", "images": images, "bins": 40}, seeds=seeds, block=1, cost=cost)
         dimensions, samples = ((8, 16, 32, 64), 20_480) if scale == "quick" else ((8, 16, 32, 64, 128), 102_400)
         theorem = [
