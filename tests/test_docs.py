@@ -58,10 +58,14 @@ def test_readme_lists_the_exit_codes() -> None:
 
 def test_readme_names_every_option() -> None:
     commands = next(a.choices for a in cli._parser()._actions if isinstance(a.choices, dict))
-    known = set(re.findall(r"--[a-z-]+", commands["diagnose"].format_help()))
-    usage = re.search(r"gradoscope diagnose TARGET (.*?)\ngradoscope list", read("README.md"), re.DOTALL)
-    assert usage is not None
-    assert set(re.findall(r"--[a-z-]+", usage[1])) == known - {"--help"}
+    for command, shown in (
+        ("diagnose", r"gradoscope diagnose TARGET (.*?)\ngradoscope study"),
+        ("study", r"gradoscope study NAME(.*?)\ngradoscope list"),
+    ):
+        known = set(re.findall(r"--[a-z-]+", commands[command].format_help()))
+        usage = re.search(shown, read("README.md"), re.DOTALL)
+        assert usage is not None
+        assert set(re.findall(r"--[a-z-]+", usage[1])) == known - {"--help"}
 
 
 def test_every_link_leads_somewhere() -> None:
@@ -148,9 +152,12 @@ def files(*names: str) -> list[Path]:
 
 JUDGES = ("obstacles", "remedies", "case.py", "readings.py", "diagnose.py")
 RULES = {
-    "measure": (["measure"], ["obstacles", "remedies", "problems", "report", "case", "readings", "diagnose"]),
-    "problems": (["problems"], ["obstacles", "remedies", "measure", "report", "case", "diagnose"]),
-    "judges": ([*JUDGES], ["problems", "report", "catalogue"]),
+    "measure": (
+        ["measure", "theory", "updates"],
+        ["obstacles", "remedies", "problems", "studies", "report", "case", "readings", "diagnose"],
+    ),
+    "problems": (["problems"], ["obstacles", "remedies", "measure", "studies", "report", "case", "diagnose"]),
+    "judges": ([*JUDGES], ["problems", "studies", "study", "report", "catalogue"]),
     "report": (["report"], ["measure", "case", "readings", "obstacles", "remedies", "problems", "objective", "diagnose"]),
     "cli": (["cli.py"], ["measure", "case", "readings", "obstacles", "remedies"]),
 }
