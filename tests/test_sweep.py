@@ -150,6 +150,21 @@ def test_a_cluster_that_stays_without_workers_is_an_error(monkeypatch):
         list(sweep.run([Task("a", pow, (2, 5))], sweep.dask(cluster.scheduler_address)))
 
 
+def test_a_scheduler_that_goes_away_is_an_error():
+    pytest.importorskip("distributed")
+    script = """
+        import distributed
+        with distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=60) as cluster:
+            print(cluster.scheduler_address, flush=True)
+            input()
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], **pipes) as scheduler:
+        where = sweep.dask(scheduler.stdout.readline().strip())
+        with pytest.raises(CannotRun, match=r"Dask scheduler at tcp://.* is gone"):
+            list(sweep.run([Task("a", pow, (2, 5))], where, pulse=scheduler.kill))
+
+
 @pytest.mark.parametrize(
     ("where", "what"),
     [

@@ -4,8 +4,8 @@ import logging
 import os
 import socket
 import time
-from asyncio import CancelledError
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -75,12 +75,15 @@ def _missing(library: str) -> Usage:
 def _quiet(name: str) -> Iterator[None]:
     """Keep a library's log from the terminal; what it has to say comes as an error."""
     logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    loggers = [logger, *(logging.getLogger(other) for other in list(logging.root.manager.loggerDict) if other.startswith(f"{name}."))]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:  # those below have levels of their own
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager
@@ -118,39 +121,39 @@ class _Absence:
 def _dask_client(address: str, workers: int, attempts: int) -> Iterator[Any]:
     """A client of the cluster; a cluster that is started here is stopped in the end, and any other is left as it is."""
     try:
-        import dask.config
-        from distributed import Client, LocalCluster
+        from distributed import Client
     except ImportError as error:
         raise _missing("Dask") from error
     with _quiet("distributed"), _quiet("tornado"), ExitStack() as stack:
-        cluster = None
         try:
-            if address == "local":
-                # a worker that is not back after 15 s would be struck off, and a busy machine needs longer to start one
-                stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"}))
-                with deaf(), dask.config.set({"distributed.scheduler.allowed-failures": attempts - 1}):
-                    cluster = LocalCluster(
-                        n_workers=workers,
-                        threads_per_worker=1,
-                        processes=True,
-                        memory_limit=0,  # no limit of its own: Dask would divide the memory evenly, and kill who exceeds its part
-                        dashboard_address="127.0.0.1:0",  # any free port: Dask would complain about one that is taken
-                        silence_logs=logging.CRITICAL,
-                    )
-            try:
-                client = Client(cluster or address, timeout=PATIENCE, set_as_default=False)
-            except (OSError, ValueError) as error:
-                raise CannotRun(
-                    f"no Dask scheduler answers at {address!r} ({error}): give the address that `dask scheduler` shows, like "
-                    'tcp://host:8786, or "local"'
-                ) from error
-            try:
-                yield client
-            finally:
-                client.close()
-        finally:
-            if cluster is not None:
-                cluster.close()
+            cluster = stack.enter_context(_own_dask(workers, attempts)) if address == "local" else None
+            client = stack.enter_context(Client(cluster or address, timeout=PATIENCE, set_as_default=False))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CannotRun(
+                f"no Dask scheduler answers at {address!r} ({error}): give the address that `dask scheduler` shows, like "
+                'tcp://host:8786, or "local"'
+            ) from error
+        yield client
+
+
+@contextmanager
+def _own_dask(workers: int, attempts: int) -> Iterator[Any]:
+    import dask.config
+    from distributed import LocalCluster
+
+    # a worker that is not back after 15 s would be struck off, and a busy machine needs longer to start one
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day", "distributed.scheduler.allowed-failures": attempts - 1}):
+        with deaf():
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=0,  # no limit of its own: Dask would divide the memory evenly, and kill who exceeds its part
+                dashboard_address="127.0.0.1:0",  # any free port: Dask would complain about one that is taken
+                silence_logs=logging.CRITICAL,
+            )
+        with cluster:
+            yield cluster
 
 
 def _on_dask(client: Any, tasks: Sequence[Task], limit: int | None, attempts: int, pulse: Pulse) -> Results:
@@ -187,11 +190,12 @@ def _on_dask(client: Any, tasks: Sequence[Task], limit: int | None, attempts: in
 
 @contextmanager
 def _link(client: Any) -> Iterator[None]:
-    """Talks to the scheduler, which may be gone; the futures are then cancelled ones."""
+    """Talks to the scheduler; when it is gone, the futures are cancelled ones."""
     try:
         yield
     except (OSError, CancelledError) as error:
-        raise CannotRun(f"the Dask scheduler at {client.scheduler.address} is gone: start it and run it again; what is finished is kept") from error
+        gone = f"the Dask scheduler at {client.scheduler.address} is gone: start it and run it again; what is finished is kept"
+        raise CannotRun(gone) from error
 
 
 @contextmanager
