@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradoscope.theory.parity import parity_solution
+
 __all__ = ["PARITY", "THIS_MODEL", "Score", "as_examples", "parity_solution", "reference_scores", "repeated_noise"]
 
 THIS_MODEL = "this model"
@@ -157,50 +159,6 @@ def _score(name: str, predicted: np.ndarray, fitted: np.ndarray, truth: np.ndarr
     whole = max(float(base.mean()), 1e-300)
     difference = base - error
     return Score(name, float(difference.mean()) / whole, float(difference.std(ddof=1)) / math.sqrt(len(truth)) / whole)
-
-
-def parity_solution(x: np.ndarray, y: np.ndarray) -> Any | None:
-    """The parity (or its negation) that fits every example, found by Gaussian elimination over GF(2), or None.
-
-    Args:
-        x: (N, d) inputs whose columns take at most two values each.
-        y: (N,) labels 0 or 1.
-
-    Returns:
-        A function from inputs to labels, or None where the inputs are not binary or no parity fits.
-
-    Cost: O(N d^2) bit operations; about d + 10 examples determine the answer.
-    """
-    low, high = x.min(0), x.max(0)
-    if x.shape[1] > 4096 or not np.all((x == low) | (x == high)):
-        return None
-    middle = (low + high) / 2
-
-    def bits(rows: np.ndarray) -> np.ndarray:
-        return np.hstack([(rows > middle), np.ones((len(rows), 1), bool)]).astype(np.uint8)
-
-    n = min(len(x), x.shape[1] + 64)
-    system = np.hstack([bits(x[:n]), y[:n, None].astype(np.uint8)])
-    pivots: list[int] = []
-    row = 0
-    for column in range(system.shape[1] - 1):
-        hits = np.flatnonzero(system[row:, column])
-        if not len(hits):
-            continue
-        system[[row, row + hits[0]]] = system[[row + hits[0], row]]
-        others = np.flatnonzero(system[:, column])
-        system[others[others != row]] ^= system[row]
-        pivots.append(column)
-        row += 1
-        if row == n:
-            break
-    if system[row:, -1].any():
-        return None
-    mask = np.zeros(system.shape[1] - 1, np.uint8)
-    mask[pivots] = system[: len(pivots), -1]
-    if not np.array_equal(bits(x) @ mask % 2, y):
-        return None
-    return lambda rows: bits(rows) @ mask % 2
 
 
 def as_examples(batches: list[Any]) -> tuple[Tensor, Tensor] | None:

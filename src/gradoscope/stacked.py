@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,16 +13,23 @@ from gradoscope.errors import CannotRun
 from gradoscope.guard import derive_seed
 
 __all__ = [
+    "HingeLoss",
+    "SlopedLoss",
     "StackedLinear",
+    "StackedSequential",
     "bulk",
     "fit",
     "generator",
+    "hinge",
     "numpy_generator",
     "stack",
     "start_like_source",
     "truncated_normal",
     "unstack",
 ]
+
+
+Draw = Callable[[np.random.Generator, int], tuple[Tensor, ...]]
 
 
 class StackedLinear(nn.Module):
@@ -46,6 +53,114 @@ class StackedLinear(nn.Module):
             y = (x * self.weight.transpose(1, 2)).sum(-1, keepdim=True)
             return y if self.bias is None else y + self.bias
         return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
+
+
+class StackedSequential(nn.Sequential):
+    """Layers in turn, each of S networks; `fit` differentiates chains of linear layers and ReLUs by hand."""
+
+    def pairs(self) -> list[tuple[StackedLinear, bool]] | None:
+        """The linear layers, each with whether a ReLU follows; None where there is anything else, or a frozen parameter."""
+        found: list[tuple[StackedLinear, bool]] = []
+        for layer in self:
+            if isinstance(layer, StackedLinear) and all(p.requires_grad for p in layer.parameters()):
+                found.append((layer, False))
+            elif type(layer) is nn.ReLU and found and not found[-1][1]:
+                found[-1] = (found[-1][0], True)
+            else:
+                return None
+        return found
+
+
+@runtime_checkable
+class SlopedLoss(Protocol):
+    """A loss of outputs and targets whose slope is known, so that `fit` need not ask autograd for it."""
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The mean loss of each network, shape (S,)."""
+
+    def slope(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean losses, shape (S,), and the derivative of their sum by `output`, of its shape (S, B, out)."""
+
+
+class HingeLoss:
+    r"""The mean hinge loss $\frac1B\sum_b\max(0,1-y_bs_b)$ of each network of a stack; use it as `hinge`.
+
+    Example:
+        >>> score = torch.tensor([[[0.5], [2.0], [-1.0]]])
+        >>> losses, slope = hinge.slope(score, torch.ones(1, 3, 1))
+        >>> round(float(losses), 4), [round(v, 4) + 0.0 for v in slope.flatten().tolist()]
+        (0.8333, [-0.3333, 0.0, -0.3333])
+    """
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """x of shape (S, B, in), y of shape (S, B, 1), -1 or +1; returns (S,)."""
+        return torch.relu(1 - y * model(x)).mean((1, 2))
+
+    def slope(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses, and -y/B where the margin is below one, else 0."""
+        slack = torch.relu_(1 - y * output)
+        return slack.mean((1, 2)), torch.sign(slack).mul_(y).mul_(-1 / output.shape[1])
+
+
+hinge = HingeLoss()
+
+
+class _ByHand:
+    r"""Gradients of a stack of linear layers and ReLUs without autograd.
+
+    Small networks spend their steps between operations and on passes over the activations, not on products. Here the first bias
+    is one more input, which is always one; activations stay in memory that is used again; and where a layer has one output, so
+    that $s=\mathrm{relu}(xW+b)\,w+c$, its gradients are products with the mask $M=[xW+b>0]$, which takes the place of h:
+    $\nabla_W=\big((x\odot g)^\top M\big)\odot w$ and $\nabla_x=g\odot M(W\odot w)^\top$, with g the slope of the loss by s.
+    """
+
+    def __init__(self, pairs: list[tuple[StackedLinear, bool]], loss: SlopedLoss) -> None:
+        self.pairs, self.loss = pairs, loss
+        self._memory = [pairs[0][0].weight.new_empty(0) for _ in pairs]
+
+    @torch.no_grad()
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Set every `.grad` to that of the sum of the losses, and return the losses, shape (S,)."""
+        inputs: list[Tensor] = []
+        x = x.expand(len(self.pairs[0][0].weight), *x.shape) if x.dim() == 2 else x
+        for k, (layer, rectified) in enumerate(self.pairs):
+            weight: Tensor = layer.weight
+            bias, memory = layer.bias, self._memory[k].resize_(*x.shape[:2], weight.shape[2])
+            if k == 0 and bias is not None:
+                x, weight = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2), torch.cat([weight, bias], 1)
+            inputs.append(x)
+            x = torch.bmm(x, weight, out=memory) if k == 0 or bias is None else torch.baddbmm(bias, x, weight, out=memory)
+            x = x.relu_() if rectified else x
+        losses, slope = self.loss.slope(x, y)
+        self._back(inputs, slope)
+        return losses
+
+    def _back(self, inputs: list[Tensor], g: Tensor) -> None:
+        row: Tensor | None = None  # the slope by the activations is g, or g * row
+        for k in range(len(self.pairs) - 1, -1, -1):
+            layer, rectified = self.pairs[k]
+            x, weight, below = inputs[k], layer.weight, k > 0
+            mask = self._memory[k].sign_() if rectified else None
+            if row is not None and mask is not None:
+                by_weight = torch.bmm((x * g).transpose(1, 2), mask).mul_(row)
+                by_bias = torch.bmm(g.transpose(1, 2), mask).mul_(row) if below and layer.bias is not None else None
+                if below:
+                    g = torch.bmm(mask, (weight * row).transpose(1, 2)).mul_(g)
+                row = None
+            else:
+                g = g if mask is None else mask.mul_(g)
+                alone = weight.shape[2] == 1
+                by_weight = torch.bmm(g.transpose(1, 2), x).transpose(1, 2) if alone else torch.bmm(x.transpose(1, 2), g)
+                by_bias = g.sum(1, keepdim=True) if below and layer.bias is not None else None
+                if below and alone and self.pairs[k - 1][1]:
+                    row = weight.transpose(1, 2)
+                elif below:
+                    g = torch.bmm(g, weight.transpose(1, 2))
+            if not below and layer.bias is not None:
+                by_weight, by_bias = by_weight[:, :-1], by_weight[:, -1:]
+            weight.grad = by_weight
+            if layer.bias is not None:
+                layer.bias.grad = by_bias
 
 
 def stack(models: Sequence[nn.Module]) -> nn.Module:
@@ -72,7 +187,7 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
         parts = [list(m) for m in models if isinstance(m, nn.Sequential)]
         if len({len(p) for p in parts}) != 1:
             raise CannotRun("only models of one structure can be stacked; these have different numbers of layers.")
-        return nn.Sequential(*(stack(column) for column in zip(*parts, strict=True)))
+        return StackedSequential(*(stack(column) for column in zip(*parts, strict=True)))
     if isinstance(first, nn.Linear):
         weights = torch.stack([m.weight.detach().T for m in models])  # type: ignore[operator]
         biases = None if first.bias is None else torch.stack([m.bias.detach()[None] for m in models])  # type: ignore[operator]
@@ -115,6 +230,9 @@ def fit(
 ) -> None:
     """Train a stack: at each step the sum of the S losses is minimised, so that no network sees another.
 
+    A chain of linear layers and ReLUs with a loss of known slope (`hinge`) is differentiated by hand: at d = 5 inputs and ten
+    networks that takes half the time. The gradients are those of autograd up to rounding.
+
     With an optimizer that treats every number by itself (SGD, Adam, AdaGrad, RMSprop ...) and no clipping, each network moves
     exactly as it would alone, up to rounding.
 
@@ -131,7 +249,15 @@ def fit(
     Cost: one forward and one backward pass of the stack per step.
     """
     last = torch.zeros(0)
+    pairs = model.pairs() if isinstance(model, StackedSequential) and isinstance(losses, SlopedLoss) else None
+    by_hand = _ByHand(pairs, losses) if pairs and isinstance(losses, SlopedLoss) else None
     for step in range(start, start + steps):
+        if by_hand is not None:
+            last = by_hand.step(*next(batches))
+            if look is not None and every and step % every == 0:
+                look(step, last)
+            optimizer.step()
+            continue
         optimizer.zero_grad(set_to_none=True)
         each = losses(model, *next(batches))
         last = each.detach()
@@ -155,7 +281,7 @@ def numpy_generator(seed: int, *keys: int) -> np.random.Generator:
 
 def bulk(
     seeds: Sequence[int],
-    draw: Callable[[np.random.Generator, int], tuple[Tensor, ...]],
+    draw: Draw | Sequence[Draw],
     *keys: int,
     chunk: int = 100,
 ) -> Iterator[tuple[Tensor, ...]]:
@@ -165,7 +291,7 @@ def bulk(
 
     Args:
         seeds: S seeds.
-        draw: `draw(random, n)`, tensors of shape (n, ...) for n steps of one seed.
+        draw: `draw(random, n)`, tensors of shape (n, ...) for n steps of one seed; or one such function for each seed.
         keys: what distinguishes this stream from others of the seed.
         chunk: steps drawn at once.
 
@@ -176,8 +302,9 @@ def bulk(
         True
     """
     randoms = [numpy_generator(seed, *keys) for seed in seeds]
+    draws = [draw] * len(randoms) if callable(draw) else list(draw)
     while True:
-        parts = [draw(random, chunk) for random in randoms]
+        parts = [one(random, chunk) for one, random in zip(draws, randoms, strict=True)]
         columns = [torch.stack(column, dim=1) for column in zip(*parts, strict=True)]
         yield from zip(*columns, strict=True)
 
