@@ -6,10 +6,13 @@ from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
 from gradoscope.obstacles import Mechanism, Obstacle, best_step, evidence
 from gradoscope.remedies.newton import KrylovNewton
+from gradoscope.remedies.whiten import Whiten, whitenable
 
 __all__ = ["OBSTACLE", "IllConditioning"]
 
 NEWTON_STEPS = 15  # few steps suffice where conditioning is the obstacle, and each costs some forty gradients
+
+NEARLY = 0.9  # of Newton's gain
 
 
 class IllConditioning(Obstacle):
@@ -58,7 +61,16 @@ class IllConditioning(Obstacle):
         # As many of its dear steps as a quarter of the time for forks allows, but not too few to show anything.
         affordable = int(case.limit / 4 / max(remedy.examples_per_step() * case.seconds_per_example(), 1e-9))
         steps = min(max(affordable, NEWTON_STEPS // 4), NEWTON_STEPS, case.first + case.steps - start)
-        return [case.trial(remedy, start=start, steps=steps)]
+        newton = case.trial(remedy, start=start, steps=steps)
+        if not case.material(newton):
+            return [newton]
+        with case.live() as live:
+            usable = whitenable(live)
+        if not usable:
+            return [newton]
+        # Newton's steps show the obstacle, but few can afford them: where whitened inputs do about as well, they are proposed.
+        whitened = case.trial(Whiten())
+        return [newton, whitened] if whitened.failed or whitened.shortfall < NEARLY * newton.shortfall else [whitened]
 
     def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
         """A step size that does nearly as well means that the step, and not its direction, was wrong."""

@@ -17,7 +17,7 @@ from gradoscope.remedies import Remedy
 from gradoscope.theory.whitening import Whitening, patches, whitening
 from gradoscope.training import Live, split
 
-__all__ = ["Whiten", "Whitened", "first_layers", "whiten_inputs"]
+__all__ = ["Whiten", "Whitened", "first_layers", "whiten_inputs", "whitenable"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WIDEST = 2048  # columns of a layer's weight: the root of a larger covariance costs more than it is worth
@@ -58,19 +58,29 @@ class Whiten(Remedy):
         self.rows, self.floor = rows, floor
 
     def prepare(self, live: Live) -> None:
-        batches = [tree.to_device(rows, live.device) for rows in live.batches.sample(self.rows, "fresh")]
-
-        def run() -> None:
-            for batch in batches:
-                if live.training.loss_fn is not None:
-                    live.model(*split(batch)[0])
-                else:
-                    live.training.loss(live.model, batch)
-
-        whitened = _whiten(live.model, run, self.floor)
+        whitened = _whiten(live.model, _runner(live, self.rows), self.floor)
         if not whitened.layers:
             raise GradoscopeError("no linear or convolutional layer sees the data before any other weights do")
         live.at_close(whitened.remove)
+
+
+def whitenable(live: Live) -> bool:
+    """Whether any layer of a training's model sees the data before other weights do."""
+    return bool(first_layers(live.model, _runner(live, 8)))
+
+
+def _runner(live: Live, rows: int) -> Callable[[], None]:
+    """A call of the model on so many fresh examples."""
+    batches = [tree.to_device(part, live.device) for part in live.batches.sample(rows, "fresh")]
+
+    def run() -> None:
+        for batch in batches:
+            if live.training.loss_fn is not None:
+                live.model(*split(batch)[0])
+            else:
+                live.training.loss(live.model, batch)
+
+    return run
 
 
 @dataclass(frozen=True)
