@@ -1,4 +1,4 @@
-"""One obstacle, measurement, remedy and problem are added by following ARCHITECTURE.md, and are found and used."""
+"""One obstacle, measurement, remedy, problem and study are added by following ARCHITECTURE.md, and are found and used."""
 
 import doctest
 import importlib
@@ -22,7 +22,7 @@ from gradoscope.report.schema import load_schema
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"<!-- file: (\S+) -->\n```python\n(.*?)```", re.DOTALL)
 FILES = dict(BLOCK.findall((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")))
-KINDS = ("measure", "remedies", "obstacles", "problems")
+KINDS = ("measure", "remedies", "obstacles", "problems", "studies")
 
 
 def write(folder: Path) -> None:
@@ -73,6 +73,17 @@ def test_the_test_of_the_guide_passes(followed: Path) -> None:
     assert len(tests) == 2
     for test in tests:
         test()
+
+
+def test_the_study_runs_and_its_claim_holds(followed: Path, tmp_path: Path) -> None:
+    from gradoscope import sweep
+    from gradoscope.conduct import conduct
+    from gradoscope.study import find as find_study
+
+    assert "scales" in dict(entries("studies"))
+    done = conduct(find_study("scales"), out=tmp_path / "out", where=sweep.local(1))
+    assert [claim.holds for claim in done.claims] == [True]
+    assert (tmp_path / "out" / "scales" / "figures" / "steps.svg").exists()
 
 
 def test_example_of_the_measurement_holds(followed: Path) -> None:
