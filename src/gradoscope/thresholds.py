@@ -16,12 +16,14 @@ __all__ = [
     "NOISE_SHARE",
     "NOISIER",
     "NOT_LEARNT",
+    "SAME_GRADIENT",
     "SATURATED_SHARE",
     "SCALE_FLOOR",
     "SENSITIVITY_RATIO",
     "SIGMAS",
     "SLOW",
     "SMALL_STEP",
+    "SNR_GAP",
     "STABILITY",
     "STALLED",
     "STIFF_LOWER",
@@ -106,3 +108,11 @@ NOT_LEARNT = 0.10
 """A training that removed less than a tenth of what the best constant answer leaves has learnt next to nothing."""
 UNEXPLAINED = 0.5
 """More than half of the constant answer's loss is left: the loss is high, and something must explain it."""
+
+# --- Parts and their targets --------------------------------------------------------------------------------------------
+SNR_GAP = 0.1
+"""The primary gradient on the parts has a tenth of the intermediate one's signal over noise, or less: it needs ten times the
+examples for the same certainty about where the parts should go. Only a gain of the targets makes it an obstacle."""
+SAME_GRADIENT = 0.5
+"""Two losses have the same mean gradient if no test tells their means apart, and that of one along the other is between this
+and its inverse beyond doubt: half as long, or twice as long, would be another gradient."""

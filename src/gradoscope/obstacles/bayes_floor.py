@@ -27,6 +27,7 @@ class BayesFloor(Obstacle):
         "low_gradient_snr",
         "ill_conditioning",
         "frozen_parameters",
+        "end_to_end_composition",
         "uninformative_gradient",
     )
 

@@ -22,21 +22,47 @@ class LocalMinimum(Obstacle):
     name = "local_minimum"
     title = "the training sits in a local minimum, well above what the same model reaches from other starts"
     advice = "Start elsewhere: several restarts, or a wider model, in which bad minima are rarer."
-    after = ("step_too_large", "step_too_small", "vanishing_gradient", "exploding_gradient", "saddle_point", "frozen_parameters")
+    after = (
+        "step_too_large",
+        "step_too_small",
+        "vanishing_gradient",
+        "exploding_gradient",
+        "saddle_point",
+        "frozen_parameters",
+        "end_to_end_composition",
+    )
 
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
         found: list[Evidence] = []
         others = [n for n in self.after if n in known and known[n].status == "present"]
         if others:
             says = f"{others[0]} keeps the training from any minimum"
-            return Mechanism(False, known[others[0]].confidence, [evidence("other_obstacle", others[0], says, supports=False)])
+            told = [evidence("other_obstacle", others[0], says, supports=False), *self._place(case, only_known=True)[0]]
+            return Mechanism(False, known[others[0]].confidence, told)
         if learnt(case) < T.NOT_LEARNT:
             reading = readings.information(case, case.checkpoint(0.0))
             tried = [c for c in case.trials() if c.remedy.startswith("restart")]
             if reading is not None and reading.p_value > T.INFORMED and len(tried) >= LEAST and not any(case.material(c) for c in tried):
                 says = f"from the start the gradient does not know the targets (p = {reading.p_value:.2f}): no minimum of theirs"
-                return Mechanism(False, 0.95, [evidence("target_information", reading.statistic, says, supports=False, p=reading.p_value)])
+                informed = evidence("target_information", reading.statistic, says, supports=False, p=reading.p_value)
+                return Mechanism(False, 0.95, [informed, *self._place(case, only_known=True)[0]])
+        place, near, downhill = self._place(case)
+        found += place
+        going, trend, drop = readings.moving(case)
+        found.append(evidence("progress", drop, f"the second half removes {drop:.0%} of the excess", supports=not going, p=trend.p))
+        return Mechanism(near and not downhill and not going, 0.95, found)
+
+    def _place(self, case: Case, *, only_known: bool = False) -> tuple[list[Evidence], bool, bool]:
+        """Gradient and curvature at the end: the evidence, whether a critical point is near, and whether curvature leads down from it.
+
+        Args:
+            case: the training.
+            only_known: say nothing where nobody has measured it: another reason decides.
+        """
+        found: list[Evidence] = []
         last = max(readings.window(case))
+        if only_known and case.recall("curvature", last) is None:
+            return found, False, False
         r = readings.curvature(case, last)
         near = r.gamma < T.GAMMA_CRITICAL
         found.append(
@@ -61,9 +87,7 @@ class LocalMinimum(Obstacle):
                 rules_out=() if downhill else ("saddle_point",),
             )
         )
-        going, trend, drop = readings.moving(case)
-        found.append(evidence("progress", drop, f"the second half removes {drop:.0%} of the excess", supports=not going, p=trend.p))
-        return Mechanism(near and not downhill and not going, 0.95, found)
+        return found, near, downhill
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
         tried = [c for c in case.trials() if c.remedy.startswith("restart")]

@@ -5,9 +5,11 @@ from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
 from gradoscope.obstacles import Mechanism, Obstacle, best_step, evidence
+from gradoscope.obstacles._parts import same_gradient
+from gradoscope.remedies.decompose import Decompose
 from gradoscope.remedies.larger_batch import LargerBatch
 
-__all__ = ["OBSTACLE", "LowGradientSnr"]
+__all__ = ["OBSTACLE", "LowGradientSnr", "averaged"]
 
 TIMES = 16  # a sixteenth of the variance: a quarter of the noise's standard deviation
 
@@ -56,11 +58,11 @@ class LowGradientSnr(Obstacle):
         return Mechanism(holds, 0.95, found)
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
-        each = case.baseline.seconds / max(1, case.steps) * TIMES
-        affordable = int(case.limit / 4 / max(each, 1e-9))
-        start = case.first if affordable >= case.steps else case.checkpoint(0.5)
-        steps = case.first + case.steps - start
-        return [case.trial(LargerBatch(TIMES), start=start, steps=max(min(steps, 60), min(steps, affordable)))]
+        tried = [averaged(case)]
+        if same_gradient(case) is not None:
+            # Targets of the parts that give the same mean gradient are an estimate of it with less variance.
+            tried.append(case.trial(Decompose(alone=True)))
+        return tried
 
     def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
         """Beyond the stability limit the step fails without noise too; averaging then only softens it."""
@@ -74,6 +76,15 @@ class LowGradientSnr(Obstacle):
             f"step size times largest curvature reaches {s:.3g}, beyond the limit of 2 without any noise, and {smaller.remedy} gains more"
         )
         return evidence("step_times_curvature", s, says, supports=False)
+
+
+def averaged(case: Case) -> Counterfactual:
+    """The training at the same step size with far more examples per step, from the start where that is affordable, else from the middle."""
+    each = case.baseline.seconds / max(1, case.steps) * TIMES
+    affordable = int(case.limit / 4 / max(each, 1e-9))
+    start = case.first if affordable >= case.steps else case.checkpoint(0.5)
+    steps = case.first + case.steps - start
+    return case.trial(LargerBatch(TIMES), start=start, steps=max(min(steps, 60), min(steps, affordable)))
 
 
 OBSTACLE = LowGradientSnr()

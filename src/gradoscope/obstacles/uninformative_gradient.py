@@ -30,6 +30,7 @@ class UninformativeGradient(Obstacle):
         "low_gradient_snr",
         "ill_conditioning",
         "frozen_parameters",
+        "end_to_end_composition",
     )
 
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:

@@ -44,7 +44,7 @@ class Case:
 SUPERVISION = ("decompose",)
 PRECONDITIONING = ("krylov_newton", "whiten")
 UPDATE_RULE = ("unblock",)
-LINES = "size=14,channels=8,hidden=32,batch=100,steps=300"
+LINES = "size=16,channels=4,hidden=16,batch=100,steps=600"
 CASES = (
     Case("parity:d=30", "uninformative_gradient", (), "paper, figure 1: d = 30 stays at chance", 30),
     Case("linear-periodic", "uninformative_gradient", (), "paper, section 2.2 and theorem 2", 30),
