@@ -62,6 +62,8 @@ class Training:
         metric: `metric(output, target)`, a number that counts in the end, e.g. accuracy.
         metric_mode: whether a good metric is a large one.
         intermediate: `intermediate(model, batch)`, the loss of the parts on targets of their own, where there are any.
+        noise_free: whether the inputs determine the targets: they were computed from them and not measured or judged. It is taken
+            at its word, and tells noise from a function that nothing finds, which examples alone cannot.
         clip_norm: the total gradient norm above which gradients are scaled down.
         accumulate: batches that one optimizer step averages over.
         shuffle: whether tensors and datasets come in a new order each epoch.
@@ -81,6 +83,7 @@ class Training:
     metric: Callable[[Any, Any], float] | None = None
     metric_mode: Literal["max", "min"] = "max"
     intermediate: Callable[[nn.Module, Any], Tensor] | None = None
+    noise_free: bool = False
     clip_norm: float | None = None
     accumulate: int = 1
     shuffle: bool = True

@@ -8,11 +8,11 @@ import torch
 
 from gradoscope.problems.recurrent import CHANCE, Recurrent, adding
 from gradoscope.stacked import bulk, generator
-from gradoscope.studies._recurrent import KEY, LR, _draw, flat_share, jacobian_norms, networks, plateau, single, train
+from gradoscope.studies._recurrent import KEY, _draw, flat_share, jacobian_norms, networks, plateau, single, train
 from gradoscope.studies.recurrent import STUDY
 from gradoscope.study import Context, Results, Table
 
-SMALL = {"cell": "tanh", "T": 8, "sharpness": 1.0, "steps": 25, "hidden": 5, "batch": 6}
+SMALL = {"cell": "tanh", "T": 8, "lr": 0.02, "sharpness": 1.0, "steps": 25, "hidden": 5, "batch": 6}
 
 
 @pytest.mark.parametrize("cell", ["sigmoid", "lstm"])
@@ -21,7 +21,7 @@ def test_a_stack_is_a_plain_loop_over_each_seed(cell):
     stack, curve, _ = train(values, [4, 1], lambda share: None)
     for i, seed in enumerate([4, 1]):
         net = Recurrent(cell, 5, [generator(seed, KEY, 1)], sharpness=2.0)
-        optimizer = torch.optim.Adam(net.parameters(), lr=LR)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
         batches = bulk([seed], _draw(8, 6), KEY, 2, chunk=20)
         for _ in range(25):
             x, y = next(batches)
@@ -98,7 +98,7 @@ def test_plateau_against_the_dense_hessian():
 def results(request):
     rows, curves = [], []
     for setting in STUDY.grid(request.param):
-        tiny = {**setting.values, "steps": 3, "hidden": 4, "batch": 3, "T": min(setting.values["T"], 12)}
+        tiny = {**setting.values, "steps": 3, "hidden": 4, "batch": 3, "T": min(setting.values["T"], 16)}
         result = STUDY.run(tiny, (0, 1), Context())
         rows += [{**setting.values, **row} for row in result.rows]
         curves += [{**setting.values, **row} for row in result.curves]

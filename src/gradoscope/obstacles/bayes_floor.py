@@ -99,7 +99,7 @@ class BayesFloor(Obstacle):
                 0.5,
                 "nothing learns the targets: noise, or a function that no learner here can find",
                 first,
-                missing=["repeated inputs with their targets, or knowledge of the problem, to tell noise from a hidden function"],
+                missing=["repeated inputs with their targets, or `noise_free=True`, to tell noise from a hidden function"],
             )
         return self.finding("present", 0.8, "neither a change of the training nor an independent learner goes below this level", first)
 

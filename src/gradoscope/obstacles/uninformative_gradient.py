@@ -122,12 +122,16 @@ class UninformativeGradient(Obstacle):
             return self.finding(
                 "present", 0.95, f"the gradient does not depend on the targets, though {best.learner} learns them ({best.skill:.0%})", first
             )
+        if first.holds and case.training.noise_free and (fits is None or fits > 0.5):
+            says = "the inputs determine the targets, as the training says of itself (noise_free)"
+            first.evidence.append(evidence("noise_free", 1.0, says, supports=True))
+            return self.finding("present", 0.85, "the gradient does not depend on the targets, though the inputs determine them", first)
         return self.finding(
             "undetermined",
             0.5,
             "the gradient does not depend on the targets; whether the inputs determine them is open",
             first,
-            missing=["a learner, intermediate targets or knowledge of the problem that shows the targets to be learnable"],
+            missing=["a learner, intermediate targets, or `noise_free=True` if the inputs determine the targets"],
         )
 
 

@@ -65,6 +65,7 @@ def _training(name: str, seed: int, d: int, r: float, width_factor: int, batch: 
         loss_fn=nn.functional.mse_loss,
         data=sample,
         validation=sample,
+        noise_free=True,  # a cosine of the inputs, and nothing else
         batch_size=batch,
         steps=steps,
     )

@@ -14,10 +14,9 @@ from gradoscope.objective import Objective
 from gradoscope.problems.recurrent import CHANCE, Recurrent, adding, marked
 from gradoscope.stacked import bulk, fit, generator
 
-__all__ = ["LR", "flat_share", "jacobian_norms", "networks", "plateau", "single", "train"]
+__all__ = ["flat_share", "jacobian_norms", "networks", "plateau", "single", "train"]
 
 KEY = 772  # of this study's random streams: 1 the starts, 2 the training sequences, 3 those for measurements
-LR = 0.01
 FLAT = 0.1  # of the largest slope, below which an activation or a gate counts as saturated
 LOOKED_AT, TESTED = 4, 1000  # sequences for Jacobians, and for the loss
 
@@ -74,7 +73,7 @@ def train(
         spent -= time.process_time()
 
     batches = bulk(seeds, _draw(values["T"], values["batch"]), KEY, 2, chunk=20)
-    optimizer = torch.optim.Adam(stack.parameters(), lr=LR)
+    optimizer = torch.optim.Adam(stack.parameters(), lr=values["lr"])
     fit(stack, optimizer, batches, _losses, values["steps"], look=look, every=max(1, values["steps"] // 10))
     return stack, curve, spent + time.process_time()
 
