@@ -50,8 +50,8 @@ class Recurrences(Study):
         "The source's slides liken its smooth approximation of a step function u to the gates of an LSTM. That can be measured: a gate "
         "sigma(kappa a) becomes u as kappa grows. Open gates then hand the state's gradient on with even less loss, but they are flat "
         "themselves, so nothing tells the network when to open and when to close them: with sharp gates the LSTM no longer learns.",
-        "A failure is one of the gradient only if no step size mends it: the tanh network at T = 50 stays at chance with Adam's step "
-        "size at 0.01 and learns with 0.001. Each cell is therefore tried with more than one, except for the LSTM, which learns with the first.",
+        "A failure is one of the gradient only if no step size mends it: the tanh network at T = 50 stays at chance with a step size of "
+        "0.01 and learns with 0.001. The two that can fail are therefore tried with two step sizes each.",
         "Where a network fails there is neither a minimum nor a saddle that holds it: the Hessian has a negative eigenvalue, and yet "
         "no step along its eigenvector gains anything worth having.",
         "Norms are exact spectral norms in float64, the root mean square over sequences. For an LSTM the state is hidden and cell state "
