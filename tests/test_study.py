@@ -65,7 +65,8 @@ def test_every_study_is_well_formed() -> None:
             claims = study.claims(scale)
             assert len({claim.id for claim in claims}) == len(claims), f"{name}: two claims share an id"
             for claim in claims:
-                assert claim.says and claim.stated, f"{name}: {claim.id} says nothing"
+                assert claim.says, f"{name}: {claim.id} says nothing"
+                assert claim.stated, f"{name}: {claim.id} has no source"
                 assert claim.why or not claim.expected_to_fail, f"{name}: {claim.id} is expected to fail and does not say why"
             figures = study.figures(scale)
             assert figures

@@ -73,8 +73,12 @@ def batches(target: Target, size: int) -> Iterator[tuple[Tensor, Tensor]]:
 def network(approach: str, target: Target, sharpness: float = 0.0) -> nn.Sequential:
     """The stack of an approach's networks, started as the source does: truncated normal weights, zero biases."""
     d, count = target.direction.shape[1], len(thresholds(LAW))
-    makers = {"end-to-end": lambda: relu_network(d), "multi-class": lambda: classifier(d, count)}
-    make = makers.get(approach, lambda: nn.Sequential(nn.Linear(d, 1)))
+
+    def make() -> nn.Module:
+        if approach == "end-to-end":
+            return relu_network(d)
+        return classifier(d, count) if approach == "multi-class" else nn.Sequential(nn.Linear(d, 1))
+
     singles = [start_like_source(make(), generator(seed, KEY, 2)) for seed in target.seeds]
     stacked = stack(singles)
     assert isinstance(stacked, nn.Sequential)
@@ -95,7 +99,7 @@ def losses(approach: str, target: Target, model: nn.Module, x: Tensor, index: Te
     out = model(x)
     if approach == "multi-class":
         return nn.functional.cross_entropy(out.transpose(1, 2), index, reduction="none").mean(1)
-    return (out.squeeze(-1) - target.values(index)).square().mean(1)
+    return torch.as_tensor((out.squeeze(-1) - target.values(index)).square().mean(1))
 
 
 @torch.no_grad()

@@ -83,6 +83,7 @@ def _best_step(model: nn.Sequential, direction: Tensor, x: Tensor, y: Tensor) ->
 def _path(model: nn.Sequential, weight: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """The loss at each point of the straight way to b = b*, and from there to w = v*; the first is where the model stands."""
     linear, curve = model[0], model[1]
+    assert isinstance(linear, nn.Linear)
     first, second = x @ linear.weight[0], x @ weight
     ways = torch.linspace(0, 1, POINTS, dtype=x.dtype)
     seen = [first + linear.bias + t * (bias - linear.bias) for t in ways]

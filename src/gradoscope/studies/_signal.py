@@ -10,7 +10,7 @@ from gradoscope.measure.signal import Signal, SignalSums
 from gradoscope.problems.lines import LineNet, TupleNet, draw_lines, start_weights
 from gradoscope.stacked import generator
 
-__all__ = ["Pool", "authors_ratio", "direct", "population", "pool_of", "second_network"]
+__all__ = ["Pool", "authors_ratio", "direct", "pool_of", "population", "second_network"]
 
 KEY = 741
 PARTS = 24  # divisible by 2k for k = 1..4
