@@ -140,7 +140,8 @@ def _diagnosed(values: Mapping[str, Any], seed: int, device: str) -> dict[str, A
     for name in STATIONARY:
         finding = found[name]
         row[name] = finding.status
-        numbers = [f"{e.measurement.name} = {e.measurement.value:.4g}" for e in finding.evidence]
+        told = [e.measurement for e in finding.evidence if isinstance(e.measurement.value, (int, float))]
+        numbers = [f"{m.name} = {m.value:.4g}" for m in told]
         row[f"{name}_evidence"] = "; ".join(numbers)
     return row
 
