@@ -80,10 +80,10 @@ def test_the_study_runs_and_its_claim_holds(followed: Path, tmp_path: Path) -> N
     from gradoscope.conduct import conduct
     from gradoscope.study import find as find_study
 
-    assert "scales" in dict(entries("studies"))
-    done = conduct(find_study("scales"), out=tmp_path / "out", where=sweep.local(1))
+    assert "columns" in dict(entries("studies"))
+    done = conduct(find_study("columns"), out=tmp_path / "out", where=sweep.local(1))
     assert [claim.holds for claim in done.claims] == [True]
-    assert (tmp_path / "out" / "scales" / "figures" / "steps.svg").exists()
+    assert (tmp_path / "out" / "columns" / "figures" / "steps.svg").exists()
 
 
 def test_example_of_the_measurement_holds(followed: Path) -> None:
@@ -123,7 +123,8 @@ def test_entry_points_of_another_package_are_found(tmp_path: Path) -> None:
         f"import sys; sys.path[:0] = [{str(tmp_path / 'site')!r}, {str(ROOT / 'src')!r}]\n"
         "from gradoscope.obstacles import all_obstacles\n"
         "from gradoscope.problems import all_problems\n"
-        "print('unnormalised_inputs' in [o.name for o in all_obstacles()], 'scales:regression' in all_problems())"
+        "from gradoscope.study import all_studies\n"
+        "print('unnormalised_inputs' in [o.name for o in all_obstacles()], 'scales:regression' in all_problems(), 'columns' in all_studies())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert out.stdout.split() == ["True", "True"], out.stderr
+    assert out.stdout.split() == ["True", "True", "True"], out.stderr
