@@ -124,7 +124,8 @@ def test_entry_points_of_another_package_are_found(tmp_path: Path) -> None:
         "from gradoscope.obstacles import all_obstacles\n"
         "from gradoscope.problems import all_problems\n"
         "from gradoscope.study import all_studies\n"
-        "print('unnormalised_inputs' in [o.name for o in all_obstacles()], 'scales:regression' in all_problems(), 'columns' in all_studies())"
+        "print('unnormalised_inputs' in [o.name for o in all_obstacles()])\n"
+        "print('scales:regression' in all_problems(), 'columns' in all_studies())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert out.stdout.split() == ["True", "True", "True"], out.stderr
