@@ -63,8 +63,8 @@ class PartSignals:
 def part_signals(case: Case, step: int) -> PartSignals | None:
     """Both gradients by the parameters that the intermediate loss depends on; None where that is none of them.
 
-    Cost: 2 K gradients, K = 16, and 64 where these leave it open; 256 where the two means look alike, none is resolved, and
-    the training itself takes as many steps.
+    Cost: 2 K gradients, K = 16, and 64 where these leave anything open; 256 where those still do, and the training itself takes as
+    many steps.
     """
     try:
         reading: PartSignals | None = case.measure("part_signals", step, lambda live: _read(case, live, step))
@@ -89,9 +89,9 @@ def _read(case: Case, live: Live, step: int) -> PartSignals | None:
         return reading
     reading = _compare(case, live, step, 4 * BATCHES)
     numbers = 2 * 16 * BATCHES * sum(p.numel() for _, p in live.trainable())
-    if reading is None or _told(reading) or numbers > KEPT or case.steps < 32 * BATCHES:
+    if reading is None or (reading.silent is not None and _told(reading)) or numbers > KEPT or case.steps < 32 * BATCHES:
         return reading
-    # Which of two obstacles it is may rest on this: for no more passes than the training itself takes.
+    # A verdict, or which of two obstacles it is, may rest on this: for no more passes than the training itself takes.
     return _compare(case, live, step, 16 * BATCHES)
 
 
