@@ -26,7 +26,9 @@ def entries(kind: str) -> list[tuple[str, str]]:
     if kind == "studies":
         from gradoscope.study import all_studies
 
-        return [(study.name, f"{study.title}. {study.source}.") for study in all_studies().values()]
+        return [
+            (study.name, f"{study.title}{'' if study.title.endswith('?') else '.'} {study.source}.") for study in all_studies().values()
+        ]
     from gradoscope.registry import modules
 
     return [(m.__name__.rpartition(".")[2], (m.__doc__ or "").strip().partition("\n")[0]) for m in modules(kind)]
