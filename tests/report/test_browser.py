@@ -64,3 +64,30 @@ def test_toggle_legend_copy_and_dark_mode(browser, make, tmp_path):
     assert page.evaluate("document.querySelector('#figure-loss .plot')._fullLayout.font.color") == "#dde2ea"
     assert trouble == []
     page.context.close()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_a_study_shows_its_claims_and_fits(browser, tmp_path, width, height, scheme):
+    from tests.a_study import Averages
+
+    from gradoscope import sweep
+    from gradoscope.conduct import conduct
+
+    done = conduct(Averages(), out=tmp_path, where=sweep.local(1))
+    page = browser.new_context(viewport={"width": width, "height": height}, offline=True, color_scheme=scheme).new_page()
+    trouble = []
+    page.on("console", lambda m: trouble.append(m.text))
+    page.on("pageerror", lambda e: trouble.append(str(e)))
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else trouble.append(r.url))
+    page.goto((done.folder / "index.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator(".claim").count() == len(done.claims)
+    assert page.locator(".claim .chip").all_inner_texts() == ["holds", "fails, as expected"]
+    figure = page.locator("figure svg").first
+    assert figure.bounding_box()["width"] > 300
+    # every mark that the drawing refers to is there, under its new name
+    missing = "[...document.querySelectorAll('svg use')].filter(u => !document.querySelector(u.getAttribute('xlink:href'))).length"
+    assert page.evaluate(missing) == 0
+    assert trouble == []
+    page.context.close()
