@@ -112,6 +112,8 @@ def _conditions(results: Results) -> Any:
         ax.annotate(f"{factor:.4g} n^{power:g}", (n[-1], factor * n[-1] ** power), xytext=(-48, 4), textcoords="offset points", fontsize=8)
     first = table.where(problem="linear").column("condition")[0]
     ax.loglog(n, first * (n / n[0]) ** 3.5, color=plots.MUTED, linewidth=1.0, linestyle=":", zorder=1, label="slope 3.5")
+    ax.set_xticks(n, [f"{v:.0f}" for v in n])
+    ax.minorticks_off()
     plots.label(ax, x="points per curve n", y="condition number", legend=True)
     return figure
 
