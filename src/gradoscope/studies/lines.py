@@ -92,9 +92,9 @@ class LineTuples(Study):
         "What holds end-to-end training up is neither a minimum nor a saddle. On the plateau a sample's Hessian has negative "
         "eigenvalues, so that it is no minimum; but on fresh tuples their directions do not lead down, as they would at a saddle. The "
         "loss is flat but for noise, and the same loss, started from the decomposition's weights, keeps the problem solved.",
-        "One thing the source's figure does not tell: at its own setting, the one end-to-end run of k = 3 that the project looked at first "
-        "had a search of 2,100 steps only. Then the noise had driven the first network to where no hidden unit is active for any image, "
-        "and for the other 18,000 steps nothing was left to learn with. With a smaller step size the network stays alive.",
+        "One thing the source's figure does not tell: in the project's one run of k = 3 at the source's own setting the search lasted "
+        "2,100 steps only. Then the first network was where no hidden unit is active for any image, and for the other 18,000 steps "
+        "nothing was left to learn with. In trials at quick scale with half the step size the networks stayed alive and at chance.",
         "Images follow the text; the authors' program draws other, shorter lines (see the catalogue's option law=code). Weights start as "
         "in that program, since the text does not say how, and Adam's epsilon is added as TensorFlow does it. Images are fresh at each "
         "step, where the program draws 500,000 tuples once.",
