@@ -1,16 +1,18 @@
-"""The signal of the composition's gradient at random starts: direct estimates, and the population's value by quadrature."""
+"""The signal of the composition's gradient at random starts, directly and by quadrature; the variance over directions of theorem 3."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradoscope.measure.signal import Signal, SignalSums
 from gradoscope.problems.lines import LineNet, TupleNet, draw_lines, start_weights
-from gradoscope.stacked import generator
+from gradoscope.stacked import generator, start_like_source
+from gradoscope.theory.products import product_bound, product_model_variance
 
-__all__ = ["Pool", "authors_ratio", "direct", "pool_of", "population", "second_network"]
+__all__ = ["Pool", "authors_ratio", "direct", "pool_of", "population", "second_network", "theorem"]
 
 KEY = 741
 PARTS = 24  # divisible by 2k for k = 1..4
@@ -170,3 +172,43 @@ def _mean_gradient(slopes: Tensor, nu: Tensor, eta: Tensor, deal: Tensor) -> Ten
                 weights = torch.tensordot(weights, nus[i], dims=([i], [0]))
         total += weights @ eta[deal[j]].mean(0)
     return total
+
+
+DIRECTIONS, WIDTH = 64, 16
+
+
+class _Shared(nn.Module):
+    """One ReLU layer with a scalar output on each of k inputs, and a ReLU layer on the k numbers."""
+
+    def __init__(self, d: int, k: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(d, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
+        self.second = nn.Sequential(nn.Linear(k, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.second(self.first(x)[..., 0]))
+
+
+def theorem(values: Mapping[str, Any], seed: int, device: str) -> list[dict[str, Any]]:
+    """Var over directions / G^2 of a network at its start, without bias: two halves of the samples, the same directions."""
+    from torch.func import functional_call, grad, vmap
+
+    d, k, samples = values["d"], values["k"], values["samples"]
+    random = generator(seed, KEY, 5, d, k)
+    model = start_like_source(_Shared(d, k), random).double()
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    gradients = vmap(grad(lambda w, x: functional_call(model, w, (x[None],)).reshape(())), in_dims=(None, 0))
+    u = nn.functional.normalize(torch.randn(DIRECTIONS, d, generator=random, dtype=torch.float64), dim=1)
+    halves, square = [], 0.0
+    for _ in range(2):
+        total = torch.zeros(DIRECTIONS, sum(w.numel() for w in weights.values()), dtype=torch.float64)
+        for _ in range(samples // 2048 // 2):
+            x = torch.randn(2048, k, d, generator=random, dtype=torch.float64)
+            g = torch.cat([part.reshape(2048, -1) for part in gradients(weights, x).values()], dim=1)
+            total += (x @ u.T).sign().prod(1).T @ g
+            square += float(g.square().sum())
+        total /= samples // 2048 // 2 * 2048
+        halves.append(total - total.mean(0))
+    square /= samples // 2048 // 2 * 2048 * 2
+    variance = float((halves[0] * halves[1]).sum()) / (DIRECTIONS - 1)
+    return [{"seed": seed, "variance": variance / square, "closed_form": product_model_variance(d, k), "bound": product_bound(d, k)}]

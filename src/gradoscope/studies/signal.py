@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure as Drawing
-from torch import Tensor, nn
 
 from gradoscope.claims import Claim, each, exactly, mean, median, share
 from gradoscope.report import plots
-from gradoscope.stacked import generator, start_like_source
-from gradoscope.studies._signal import KEY, authors_ratio, direct, pool_of, population, second_network
+from gradoscope.stacked import generator
+from gradoscope.studies._signal import KEY, authors_ratio, direct, pool_of, population, second_network, theorem
 from gradoscope.study import Context, Figure, Result, Results, Scale, Setting, Study
 from gradoscope.theory.products import product_bound, product_model_variance
 
@@ -58,7 +57,7 @@ class SignalStudy(Study):
 
     def run(self, values: Mapping[str, Any], seeds: Sequence[int], context: Context) -> Result:
         """See `Study.run`."""
-        make = _lines if values["part"] == "lines" else _theorem
+        make = _lines if values["part"] == "lines" else theorem
         rows = []
         for i, seed in enumerate(seeds):
             rows += make(values, seed, context.device)
@@ -127,46 +126,6 @@ def _lines(values: Mapping[str, Any], seed: int, device: str) -> list[dict[str, 
 
 def _numbers(found: Any) -> dict[str, Any]:
     return {"n": found.n, "plain": found.plain, "unbiased": found.snr, "se": found.se, "resolution": found.resolution}
-
-
-DIRECTIONS, WIDTH = 64, 16
-
-
-class _Shared(nn.Module):
-    """One ReLU layer with a scalar output on each of k inputs, and a ReLU layer on the k numbers."""
-
-    def __init__(self, d: int, k: int) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Linear(d, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
-        self.second = nn.Sequential(nn.Linear(k, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.second(self.first(x)[..., 0]))
-
-
-def _theorem(values: Mapping[str, Any], seed: int, device: str) -> list[dict[str, Any]]:
-    """Var over directions / G^2 of a network at its start, without bias: two halves of the samples, the same directions."""
-    from torch.func import functional_call, grad, vmap
-
-    d, k, samples = values["d"], values["k"], values["samples"]
-    random = generator(seed, KEY, 5, d, k)
-    model = start_like_source(_Shared(d, k), random).double()
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    gradients = vmap(grad(lambda w, x: functional_call(model, w, (x[None],)).reshape(())), in_dims=(None, 0))
-    u = nn.functional.normalize(torch.randn(DIRECTIONS, d, generator=random, dtype=torch.float64), dim=1)
-    halves, square = [], 0.0
-    for _ in range(2):
-        total = torch.zeros(DIRECTIONS, sum(w.numel() for w in weights.values()), dtype=torch.float64)
-        for _ in range(samples // 2048 // 2):
-            x = torch.randn(2048, k, d, generator=random, dtype=torch.float64)
-            g = torch.cat([part.reshape(2048, -1) for part in gradients(weights, x).values()], dim=1)
-            total += (x @ u.T).sign().prod(1).T @ g
-            square += float(g.square().sum())
-        total /= samples // 2048 // 2 * 2048
-        halves.append(total - total.mean(0))
-    square /= samples // 2048 // 2 * 2048 * 2
-    variance = float((halves[0] * halves[1]).sum()) / (DIRECTIONS - 1)
-    return [{"seed": seed, "variance": variance / square, "closed_form": product_model_variance(d, k), "bound": product_bound(d, k)}]
 
 
 def _claims_of_lines() -> list[Claim]:
