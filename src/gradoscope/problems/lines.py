@@ -178,7 +178,7 @@ def start_weights(model: nn.Module, size: int, start: str = "code", random: torc
 
     Example:
         >>> net = start_weights(LineNet(), 28, "code", torch.Generator().manual_seed(0))
-        >>> float(net.convolutions[1].weight.abs().max()) <= 0.5
+        >>> float(net.convolutions[1].weight.detach().abs().max()) <= 0.5
         True
     """
     with torch.no_grad():
