@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gradoscope.errors import CannotRun
+from gradoscope.guard import private_random
 from gradoscope.measure.recurrent import state_jacobians
 
 
@@ -33,8 +34,8 @@ def slow(cell, inputs, parts, example):
 
 
 @pytest.mark.parametrize("kind", [nn.RNNCell, nn.GRUCell, nn.LSTMCell])
+@private_random(0)
 def test_cells_against_products_of_single_steps(kind):
-    torch.manual_seed(0)
     cell = kind(3, 4).double()
     x = torch.randn(6, 2, 3, dtype=torch.float64)
     zeros = torch.zeros(2, 4, dtype=torch.float64)
@@ -48,8 +49,8 @@ def test_cells_against_products_of_single_steps(kind):
 
 @pytest.mark.parametrize(("module", "cell"), [(nn.RNN, nn.RNNCell), (nn.GRU, nn.GRUCell), (nn.LSTM, nn.LSTMCell)])
 @pytest.mark.parametrize("batch_first", [False, True])
+@private_random(1)
 def test_modules_against_their_cells(module, cell, batch_first):
-    torch.manual_seed(1)
     whole, single = module(3, 4, batch_first=batch_first).double(), cell(3, 4).double()
     for mine, theirs in zip(single.parameters(), whole.parameters(), strict=True):
         mine.data.copy_(theirs.data)
@@ -62,22 +63,22 @@ def test_modules_against_their_cells(module, cell, batch_first):
     np.testing.assert_allclose(fast.details["states"][-1][:, :4], last, rtol=1e-10)
 
 
+@private_random(2)
 def test_layers_are_one_state():
-    torch.manual_seed(2)
     two = nn.LSTM(3, 4, num_layers=2).double()
     found = state_jacobians(two, torch.randn(3, 2, 3, dtype=torch.float64))
     assert found.details["states"].shape == (4, 2, 16)
     assert found.value[0] == pytest.approx(1.0)
 
 
+@private_random(3)
 def test_probes_estimate_the_frobenius_norm():
-    torch.manual_seed(3)
     cell, x = nn.RNNCell(2, 6).double(), torch.randn(8, 3, 2, dtype=torch.float64)
     exact = np.zeros(9)
     for row in torch.eye(6, dtype=torch.float64):
         h = [torch.zeros(3, 6, dtype=torch.float64, requires_grad=True)]
-        for now in x:
-            h.append(cell(now, h[-1]))
+        for current in x:
+            h.append(cell(current, h[-1]))
         gradients = torch.autograd.grad(h[-1], h, row.expand(3, 6))
         exact += np.array([float(g.square().sum(1).mean()) for g in reversed(gradients)])
     found = state_jacobians(cell, x, probes=400, seed=1)

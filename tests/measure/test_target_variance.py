@@ -9,6 +9,7 @@ from scipy.linalg import hadamard
 from torch import nn
 
 from gradoscope.errors import CannotRun
+from gradoscope.guard import private_random
 from gradoscope.measure.target_variance import (
     cube,
     half_squared,
@@ -24,8 +25,7 @@ D = 5
 
 
 def network(depth: int = 1, seed: int = 0, width: int = 7) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with private_random(seed):
         sizes = [D, *[width] * depth]
         layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
         model = nn.Sequential(*layers, nn.Linear(width, 1))
@@ -107,8 +107,7 @@ def test_a_recurrent_network_that_reads_the_bits_in_turn():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.score(self.cell(x)[0][:, -1])
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with private_random(0):
         model = Reader()
     inputs = cube(D)[..., None]
     found = target_variance(model, D, inputs=inputs, keep=True)
@@ -138,8 +137,7 @@ def test_the_sampled_variance_is_unbiased(loss):
 
 
 def test_what_small_parities_contribute_at_thirty_bits():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with private_random(0):
         model = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 1))
     found = sampled_target_variance(model, 30, sizes=(0, 1, 2), examples=256, batches=4)
     again = sampled_target_variance(model, 30, sizes=(0, 1, 2), examples=256, batches=4)

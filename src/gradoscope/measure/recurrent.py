@@ -65,9 +65,9 @@ def state_jacobians(
     with torch.enable_grad():
         joined = torch.cat([part.detach().reshape(n, -1) for part in parts], dim=1).requires_grad_()
         states = [joined]
-        for now in sequence:
+        for current in sequence:
             pieces = torch.split_with_sizes(joined, sizes, dim=1)
-            new = step(now, tuple(piece.reshape(n, *shape) for piece, shape in zip(pieces, shapes, strict=True)))
+            new = step(current, tuple(piece.reshape(n, *shape) for piece, shape in zip(pieces, shapes, strict=True)))
             joined = torch.cat([part.reshape(n, -1) for part in new], dim=1)
             states.append(joined)
         rows = _rows(states, sum(sizes), probes, seed)

@@ -118,8 +118,8 @@ class Recurrent(nn.Module):
         """The answers (..., n, 1) to sequences (..., n, T, inputs)."""
         drive = self.drive(x)
         state = self.begin(drive)
-        for now in drive.unbind(0):
-            state = self.step(now, state)
+        for current in drive.unbind(0):
+            state = self.step(current, state)
         return state[0] @ self.answer
 
 

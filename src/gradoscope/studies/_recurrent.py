@@ -97,11 +97,11 @@ def flat_share(network: Recurrent, length: int, seed: int) -> float:
     drive = network.drive(x)
     state = network.begin(drive)
     slopes = []
-    for now in drive:
+    for current in drive:
         if network.cell == "lstm":
-            gate = torch.sigmoid(network.sharpness * (now + state[0] @ network.recurrent)[..., : 3 * network.hidden])
+            gate = torch.sigmoid(network.sharpness * (current + state[0] @ network.recurrent)[..., : 3 * network.hidden])
             slopes.append(4 * gate * (1 - gate))
-        state = network.step(now, state)
+        state = network.step(current, state)
         if network.cell != "lstm":
             h = state[0]
             slopes.append(1 - h.square() if network.cell == "tanh" else 4 * h * (1 - h))

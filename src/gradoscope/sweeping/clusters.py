@@ -101,8 +101,8 @@ def _environment(**defaults: str) -> Iterator[None]:
 class _Absence:
     """Ends the wait for a cluster that has had no worker for long: it may never have one again."""
 
-    def __init__(self, library: str) -> None:
-        self.library = library
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
         self.seen = time.monotonic()
 
     def check(self, workers: float) -> None:
@@ -112,7 +112,7 @@ class _Absence:
             self.seen = now
         elif now - self.seen > ABSENCE:
             raise CannotRun(
-                f"the {self.library} cluster has had no worker for {now - self.seen:.0f} s: start workers and run it again; "
+                f"the {self.kind} cluster has had no worker for {now - self.seen:.0f} s: start workers and run it again; "
                 "what is finished is kept"
             )
 
