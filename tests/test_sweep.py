@@ -43,8 +43,8 @@ def processes():
 @pytest.fixture(scope="module")
 def dask_cluster():
     """Two worker processes of Dask that were there before; a task is given up when its second worker has died."""
-    config = pytest.importorskip("dask.config")
-    distributed = pytest.importorskip("distributed")
+    config = pytest.importorskip("dask.config", reason="an extra: gradoscope[cluster]")
+    distributed = pytest.importorskip("distributed", reason="an extra: gradoscope[cluster]")
     options = {"processes": True, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": "127.0.0.1:0", "silence_logs": 60}
     with (
         config.set({"distributed.scheduler.allowed-failures": 1, "distributed.deploy.lost-worker-timeout": "1 day"}),
@@ -56,7 +56,7 @@ def dask_cluster():
 @pytest.fixture(scope="module")
 def ray_cluster():
     """A Ray cluster of two CPUs that another process has started and keeps."""
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="an extra: gradoscope[cluster]")
     script = """
         import ray
         print(ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False).address_info["gcs_address"], flush=True)
@@ -133,15 +133,15 @@ def test_a_cluster_that_was_there_is_left_running(place, request):
 
 def test_the_own_dask_cluster_never_strikes_off_a_slow_worker(tmp_path):
     """Dask forgets a worker that is not back in time, and the run would wait for ever: here no worker can be back in time."""
-    config = pytest.importorskip("dask.config")
-    pytest.importorskip("distributed")
+    config = pytest.importorskip("dask.config", reason="an extra: gradoscope[cluster]")
+    pytest.importorskip("distributed", reason="an extra: gradoscope[cluster]")
     with config.set({"distributed.deploy.lost-worker-timeout": "10 ms"}):
         results = dict(sweep.run([Task("a", sweep_tasks.die_once, (str(tmp_path / "died"), 1))], sweep.dask("local", 1)))
     same(results["a"], sweep_tasks.train(1))
 
 
 def test_a_cluster_that_stays_without_workers_is_an_error(monkeypatch):
-    distributed = pytest.importorskip("distributed")
+    distributed = pytest.importorskip("distributed", reason="an extra: gradoscope[cluster]")
     monkeypatch.setattr("gradoscope.sweeping.clusters.ABSENCE", 0.5)
     with (
         distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=60) as cluster,
@@ -151,7 +151,7 @@ def test_a_cluster_that_stays_without_workers_is_an_error(monkeypatch):
 
 
 def test_a_scheduler_that_goes_away_is_an_error():
-    pytest.importorskip("distributed")
+    pytest.importorskip("distributed", reason="an extra: gradoscope[cluster]")
     script = """
         import distributed
         with distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=60) as cluster:
@@ -176,8 +176,8 @@ def test_a_scheduler_that_goes_away_is_an_error():
     ],
 )
 def test_a_cluster_that_does_not_answer(where, what, monkeypatch):
-    pytest.importorskip("distributed")
-    pytest.importorskip("ray")
+    pytest.importorskip("distributed", reason="an extra: gradoscope[cluster]")
+    pytest.importorskip("ray", reason="an extra: gradoscope[cluster]")
     monkeypatch.setattr("gradoscope.sweeping.clusters.PATIENCE", 1.0)
     with pytest.raises(CannotRun, match=what):
         list(sweep.run([Task("a", pow, (2, 5))], where))

@@ -236,7 +236,7 @@ def proof(values: Mapping[str, Any], seeds: Sequence[int], context: Context) -> 
         h = 1 - 2 * ((1 - points) / 2 @ masks.T % 2)
 
         def flat(value: Tensor) -> Tensor:
-            return torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters, retain_graph=True)])  # noqa: B023
+            return torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters, retain_graph=True)])  # noqa: B023 - called within its turn
 
         true = flat(torch.relu(1 - p * h[:, 0]).mean()) - flat(torch.relu(1 - p * h[:, 1]).mean())
         row: Row = {"seed": seed, "unsure": float((p.abs() < 1).double().mean())}

@@ -88,8 +88,8 @@ def noise(values: Mapping[str, Any], seeds: Sequence[int], context: Context) -> 
         way = signal / signal.norm()
 
         def along(step: Tensor) -> Tensor:
-            moved = _moved(model, (-step * way)[None])[0]  # noqa: B023
-            value: Tensor = functional_call(model, moved, (points,))[:, 0]  # noqa: B023
+            moved = _moved(model, (-step * way)[None])[0]  # noqa: B023 - called within its turn
+            value: Tensor = functional_call(model, moved, (points,))[:, 0]  # noqa: B023 - called within its turn
             return value
 
         slopes = torch.as_tensor(torch.func.jvp(along, (torch.zeros((), dtype=torch.float64),), (torch.ones((), dtype=torch.float64),))[1])
