@@ -20,6 +20,7 @@ from gradoscope.measure.information import TargetInformation, batch_information,
 from gradoscope.measure.metric import preconditioner, stability_limit
 from gradoscope.measure.noise import NoiseStatistics, expected_step, noise_statistics
 from gradoscope.measure.progress import trend
+from gradoscope.measure.recurrences import recurrences, time_profile
 from gradoscope.measurement import Measurement
 from gradoscope.objective import Objective, flat
 from gradoscope.training import Live, split
@@ -338,41 +339,25 @@ def output_growth(case: Case, step: int) -> float | None:
 
 
 def time_ratio(case: Case, step: int) -> float | None:
-    """How much the first tenth of a recurrent layer's inputs moves the loss, against the part that moves it most.
+    """How much the first tenth of a sequence moves the loss, against the part that moves it most; the smallest of all recurrences.
 
-    The norm of the gradient of the loss by each time step's input, RMS over examples. None without recurrent layers.
+    None without a recurrence. Cost: one forward pass, and one forward and one backward pass for each recurrence.
     """
 
     def read(live: Live) -> float | None:
-        layers = [m for m in live.model.modules() if isinstance(m, torch.nn.RNNBase)]
-        if not layers:
-            return None
-        inputs: list[Tensor] = []
-
-        def hook(module: Any, args: Any) -> Any:
-            x = args[0]
-            if not isinstance(x, Tensor) or x.dim() != 3 or inputs:
-                return None
-            # A leaf in its place: the gradient by the inputs is wanted, and not that of what comes before them.
-            inputs.append(x.detach().requires_grad_())
-            return (inputs[0], *args[1:])
-
         batch = tree.to_device(live.batches.sample(case.rows(4, 64), "fresh")[0], live.device)
-        handle = layers[0].register_forward_pre_hook(hook)
-        try:
-            with untouched(live.model, seed=7), second_order_kernels(live.model), torch.enable_grad():
-                live.model.train()
-                loss = live.training.loss(live.model, batch)
-                grads = torch.autograd.grad(loss, inputs, allow_unused=True) if inputs else ()
-        finally:
-            handle.remove()
-        if not grads or grads[0] is None:
-            return None
-        axis = 1 if layers[0].batch_first else 0
-        profile = grads[0].detach().double().square().sum([d for d in range(3) if d != axis]).sqrt().cpu().numpy()
-        if len(profile) < 8 or not np.isfinite(profile).all() or profile.max() == 0:
-            return None
-        return float(profile[: max(1, len(profile) // 10)].max() / profile.max())
+
+        def loss() -> Tensor:
+            return live.training.loss(live.model, batch)
+
+        found = []
+        with untouched(live.model, seed=7), second_order_kernels(live.model), torch.enable_grad():
+            live.model.train()
+            for recurrence in recurrences(live.model, loss):
+                profile = time_profile(recurrence, loss)
+                if profile is not None and np.isfinite(profile).all() and profile.max() > 0:
+                    found.append(float(profile[: max(1, len(profile) // 10)].max() / profile.max()))
+        return min(found, default=None)
 
     reading: float | None = case.measure("time_ratio", step, read)
     return reading

@@ -7,6 +7,7 @@ from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
+from gradoscope.remedies.gate import Gate
 from gradoscope.remedies.rescale import Rescale, rescalable
 from gradoscope.remedies.unblock import Unblock
 
@@ -18,7 +19,7 @@ class VanishingGradient(Obstacle):
 
     name = "vanishing_gradient"
     title = "the gradient does not reach some layers: flat, saturated or dead activations, or signal lost with depth"
-    advice = "Let the gradient through: another start or activation, normalisation, or a forward-only backward pass."
+    advice = "Let the gradient through: another start or activation, normalisation, gates, or a forward-only backward pass."
     after = ("step_too_large", "exploding_gradient", "saddle_point")
 
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
@@ -87,7 +88,15 @@ class VanishingGradient(Obstacle):
             tried.append(case.trial(Unblock()))
         if not case.material(tried[-1]):
             tried.append(case.trial(Unblock(saturating=True)))
+        if not case.material(tried[-1]) and self._fades(case):
+            tried.append(case.trial(Gate()))
         return tried
+
+    @staticmethod
+    def _fades(case: Case) -> bool:
+        """Whether the gradient vanishes over time."""
+        over_time = readings.time_ratio(case, case.checkpoint(0.0))
+        return over_time is not None and over_time < T.TIME_RATIO
 
     def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
         """Where a step along negative curvature does as well, layers are cut off only because a saddle point is there."""

@@ -11,7 +11,7 @@ from gradoscope.problems import problem
 from gradoscope.problems._data import generator
 from gradoscope.training import Training
 
-__all__ = ["CHANCE", "Recurrent", "adding", "marked"]
+__all__ = ["CHANCE", "Cell", "Recurrent", "adding", "marked"]
 
 CHANCE = 1 / 6  # the variance of a sum of two uniform numbers: what always answering the mean loses
 GATES = {"sigmoid": 1, "tanh": 1, "lstm": 4}
@@ -50,6 +50,32 @@ def marked(numbers: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([centred, marks], dim=-1), (centred * marks).sum(-1, keepdim=True)
 
 
+class Cell(nn.Module):
+    """One step of a recurrent layer; it holds no parameters, and so serves one network or many side by side.
+
+    Args:
+        kind: "sigmoid", "tanh" or "lstm".
+        sharpness: of the gates.
+    """
+
+    def __init__(self, kind: str, sharpness: float) -> None:
+        super().__init__()
+        self.kind, self.sharpness = kind, sharpness
+
+    def forward(self, drive: Tensor, recurrent: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """The next state; drive: what the input contributes, $Ax_t+b$, shape (..., n, gates * hidden)."""
+        sums = torch.addmm if drive.dim() == 2 else torch.baddbmm
+        a = sums(drive, state[0], recurrent)
+        if self.kind == "sigmoid":
+            return (torch.sigmoid(a),)
+        if self.kind == "tanh":
+            return (torch.tanh(a),)
+        h = state[0].shape[-1]
+        i, f, o = torch.sigmoid(a[..., : 3 * h] * self.sharpness).chunk(3, dim=-1)
+        c = torch.addcmul(f * state[1], i, torch.tanh(a[..., 3 * h :]))
+        return o * torch.tanh(c), c
+
+
 class Recurrent(nn.Module):
     r"""A recurrent layer with a linear answer after the last step, for one network or for S side by side.
 
@@ -77,6 +103,7 @@ class Recurrent(nn.Module):
         if cell not in GATES:
             raise Usage(f"there is no cell {cell!r}; there are: {', '.join(GATES)}.")
         self.cell, self.hidden, self.sharpness, self.gates = cell, hidden, sharpness, GATES[cell]
+        self.one_step = Cell(cell, sharpness)
         starts = [self._start(inputs, forget, random) for random in randoms]
         names = ("input", "recurrent", "bias", "answer")
         for name, column in zip(names, zip(*starts, strict=True), strict=True):
@@ -94,16 +121,8 @@ class Recurrent(nn.Module):
 
     def step(self, drive: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The next state; drive: what the input contributes, $Ax_t+b$, shape (..., n, gates * hidden)."""
-        sums = torch.addmm if drive.dim() == 2 else torch.baddbmm
-        a = sums(drive, state[0], self.recurrent)
-        if self.cell == "sigmoid":
-            return (torch.sigmoid(a),)
-        if self.cell == "tanh":
-            return (torch.tanh(a),)
-        h = self.hidden
-        i, f, o = torch.sigmoid(a[..., : 3 * h] * self.sharpness).chunk(3, dim=-1)
-        c = torch.addcmul(f * state[1], i, torch.tanh(a[..., 3 * h :]))
-        return o * torch.tanh(c), c
+        after: tuple[Tensor, ...] = self.one_step(drive, self.recurrent, *state)
+        return after
 
     def drive(self, x: Tensor) -> Tensor:
         """What the inputs (..., n, T, inputs) contribute at each step; shape (T, ..., n, gates * hidden)."""
