@@ -63,7 +63,7 @@ def test_what_the_guide_adds_is_listed(followed: Path) -> None:
     assert added("obstacles") in dict(entries("obstacles"))
     assert added("remedies") in dict(entries("remedies"))
     assert "scales:regression" in dict(entries("problems"))
-    assert "unnormalised_inputs" in render()
+    assert "unequal_columns" in render()
 
 
 def test_the_test_of_the_guide_passes(followed: Path) -> None:
@@ -94,8 +94,8 @@ def test_example_of_the_measurement_holds(followed: Path) -> None:
 
 def test_it_is_in_the_documents_of_a_diagnosis(followed: Path) -> None:
     found: Diagnosis = diagnose(find("scales:regression"))
-    assert "unnormalised_inputs" in [f.obstacle for f in found.present]
-    assert "Unnormalised inputs".lower().replace(" ", "_") in str(found)
+    assert "unequal_columns" in [f.obstacle for f in found.present]
+    assert "unequal_columns" in str(found)
     jsonschema.validate(json.loads(found.to_json()), load_schema())
 
 
@@ -124,7 +124,7 @@ def test_entry_points_of_another_package_are_found(tmp_path: Path) -> None:
         "from gradoscope.obstacles import all_obstacles\n"
         "from gradoscope.problems import all_problems\n"
         "from gradoscope.study import all_studies\n"
-        "print('unnormalised_inputs' in [o.name for o in all_obstacles()])\n"
+        "print('unequal_columns' in [o.name for o in all_obstacles()])\n"
         "print('scales:regression' in all_problems(), 'columns' in all_studies())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

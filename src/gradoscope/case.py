@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from gradoscope import thresholds as T
 from gradoscope.batches import Batches, make_batches
+from gradoscope.comparison import Fork, compared
 from gradoscope.diagnosis import Counterfactual
 from gradoscope.errors import GradoscopeError
 from gradoscope.guard import derive_seed
@@ -22,6 +22,7 @@ from gradoscope.objective import Objective
 from gradoscope.probe import Probe, flops_per_row
 from gradoscope.rehearsal import rehearse
 from gradoscope.remedies import Remedy
+from gradoscope.standing import Standing
 from gradoscope.state import State
 from gradoscope.trace import POINTS, Recording, Trace, run
 from gradoscope.training import Live, Training, enough
@@ -33,7 +34,7 @@ READINGS = 30  # readings that the time for forks must allow
 SCREENS = 8  # forks that the time for forks must allow; longer ones are screened by their first part
 
 
-class Case:
+class Case(Standing):
     """Everything that obstacles may ask about one training; nothing is measured twice.
 
     Args:
@@ -174,114 +175,20 @@ class Case:
 
     # ---- levels -------------------------------------------------------------------------------------------------------
 
-    @property
-    def constant(self) -> float | None:
-        """The loss of the best constant answer, where it is known."""
-        return self._levels()[0]
+    def runs(self) -> list[Trace]:
+        """The unchanged run and every fork so far."""
+        return [self.baseline, *self._traces.values()]
 
-    @property
-    def attainable(self) -> float | None:
-        """A lower bound of the loss, where it is known."""
-        return self._levels()[1]
-
-    def _levels(self) -> tuple[float | None, float | None]:
+    def levels(self) -> tuple[float | None, float | None]:
+        """The loss of the best constant answer, and a lower bound of the loss, where they are known."""
         if "levels" not in self._memo:
             with self.live() as live:
                 self._memo["levels"] = levels(live)
         return self._memo["levels"]  # type: ignore[no-any-return]
 
-    @property
-    def initial(self) -> float:
-        """The training loss at the start."""
-        return self._initial if self._initial is not None else float(np.mean(self.baseline.probe[0][1]))
-
-    @property
-    def best(self) -> float:
-        """The lowest training loss that any run ended at or passed through."""
-        runs = [self.baseline, *self._traces.values()]
-        values = [float(np.mean(v)) for run in runs if not run.failed for _, v in run.probe]
-        finite = [v for v in values if math.isfinite(v)]
-        return min(finite) if finite else math.inf
-
-    def capped(self, parts: np.ndarray) -> np.ndarray:
-        """Part losses of a run, none of which counts as more than its start plus all there was to remove.
-
-        A run that has diverged is as bad as one that went as far up as the best went down: how far up says nothing.
-        """
-        first = self.baseline.probe[0][1]
-        usable = np.isfinite(first).all() and self.initial <= self.start_level
-        capped: np.ndarray = np.minimum(parts, (first if usable else self.start_level) + self.scale)
-        return capped
-
-    def material(self, c: Counterfactual) -> bool | None:
-        """Whether a counterfactual gains materially: True, False, or None for in between.
-
-        It does if it removes a quarter of all there was to remove; or a tenth where the unchanged training has stalled:
-        in its second half it removes less than a third of what the remedy removes of the excess at the middle. The
-        (a remedy that lets more parameters train nearly always lowers the training loss somewhat: for it, only the first
-        counts). The difference must be beyond three standard errors, as the best of a dozen counterfactuals is looked at.
-        """
-        # On the whole of a finite data set the loss is what the training minimises, and no estimate of it.
-        exact = self.batches.size is not None and self.probes[0].rows >= self.batches.size
-        if c.failed or not c.difference > (0.0 if exact else T.SIGMAS * c.difference_se):
-            return False
-        if c.shortfall >= T.MATERIAL:
-            return True
-        middle = self.middle
-        excess = middle - min(self.best, middle)
-        more_capacity = any(r.changes_capacity for key, r in self._remedies.items() if key[0] == c.remedy)
-        if c.shortfall >= T.STALLED and excess > 0 and c.on == "training" and not more_capacity:
-            ours, remedys = (middle - self.final) / excess, (middle - c.loss_remedy) / excess
-            if remedys >= 0.5 and ours <= remedys / T.TIMES_FASTER:
-                return True
-        return False if c.shortfall < T.MINOR else None
-
-    @property
-    def middle(self) -> float:
-        """The training loss half way through the unchanged run."""
-        curve = [v for _, v in self.baseline.curve()]
-        value = curve[len(curve) // 2]
-        return value if math.isfinite(value) else self.final
-
-    @property
-    def start_level(self) -> float:
-        """The level that progress is counted from: the start, or twice the constant answer's loss if that is lower."""
-        start = self.initial
-        floor = self.attainable if self.attainable is not None else min(self.best, 0.0) if math.isfinite(self.best) else 0.0
-        if self.constant is not None:
-            twice = floor + 2 * (self.constant - floor)
-            start = min(start, twice) if math.isfinite(start) else twice
-        return start if math.isfinite(start) else 1.0
-
-    @property
-    def scale(self) -> float:
-        """All the loss that there was to remove: from where progress is counted to the best level reached.
-
-        At least a share of what the loss could fall at all: where no run has learnt anything, the differences between
-        them are noise, and no gain.
-        """
-        start = self.start_level
-        reached = min(self.best, start)
-        lowest = self.attainable if self.attainable is not None else min(reached, 0.0)
-        return max(start - reached, T.SCALE_FLOOR * (start - lowest), 1e-12 * max(1.0, abs(start)))
-
-    @property
-    def final(self) -> float:
-        """The training loss that the unchanged run ended at."""
-        return float(np.mean(self.capped(self.baseline.result())))
-
-    @property
-    def shortfall(self) -> float:
-        """The share of all there was to remove that the unchanged run left, against the best run so far."""
-        return (self.final - min(self.best, self.final)) / self.scale
-
-    @property
-    def headroom(self) -> float | None:
-        """The largest shortfall that any remedy could reveal: against the attainable loss; None where that is unknown."""
-        if self.attainable is None:
-            return None
-        whole = self.start_level - self.attainable
-        return (self.final - self.attainable) / whole if whole > 0 else 0.0
+    def adds_capacity(self, remedy: str) -> bool:
+        """Whether a remedy that was tried lets the model fit more than before."""
+        return any(r.changes_capacity for key, r in self._remedies.items() if key[0] == remedy)
 
     # ---- forks --------------------------------------------------------------------------------------------------------
 
@@ -355,32 +262,10 @@ class Case:
         # kind of steps; one of a few expensive steps has to beat the unchanged run's end.
         same_step = key[1] + key[2] if remedy.takes_optimizer_steps else None
         unchanged, changed = self.capped(self.baseline.result(until=same_step)), self.capped(trace.result())
-        difference, se = paired(unchanged, changed)
+        fork = Fork(*key[1:], float(np.mean(trace.probe[0][1])), changed, trace.curve(), trace.failed, self._examples_ratio(remedy, key[2]))
         excess = max(self.final - min(self.best, self.final), 1e-12 * max(1.0, abs(self.final)))
-        t = float(stats.t.ppf(0.975, max(1, len(unchanged) - 1)))
-        low, high = difference - t * se, difference + t * se
-        if trace.failed:
-            difference, se, low, high = 0.0, math.nan, 0.0, 0.0
-        return Counterfactual(
-            remedy=remedy.name,
-            explanation=remedy.explanation,
-            start=key[1],
-            steps=key[2],
-            gain=difference / excess,
-            interval=(low / excess, high / excess),
-            difference=difference,
-            difference_se=se,
-            shortfall=difference / self.scale,
-            shortfall_interval=(low / self.scale, high / self.scale),
-            loss_before=float(np.mean(trace.probe[0][1])),
-            loss_unchanged=float(np.mean(unchanged)),
-            loss_remedy=float(np.mean(changed)),
-            examples_ratio=self._examples_ratio(remedy, key[2]),
-            curve=trace.curve(),
-            baseline_curve=tuple(p for p in self.baseline.curve() if p[0] >= key[1]),
-            failed=trace.failed,
-            code=remedy.code,
-        )
+        curve = tuple(p for p in self.baseline.curve() if p[0] >= key[1])
+        return compared(remedy, fork, unchanged, curve, excess=excess, scale=self.scale, on="training")
 
     def _examples_ratio(self, remedy: Remedy, steps: int) -> float:
         """Examples that went through a fork, per example of the unchanged run over the rest of its steps."""
@@ -411,31 +296,10 @@ class Case:
     ) -> Counterfactual:
         """A comparison of validation losses; its scale is the gap between validation and training at the end."""
         unchanged = self.baseline.result("validation")[parts]
-        difference, se = paired(unchanged, changed)
         gap = max(float(np.mean(unchanged)) - self.final, 1e-12)
-        t = float(stats.t.ppf(0.975, max(1, len(unchanged) - 1)))
-        low, high = difference - t * se, difference + t * se
-        judged = Counterfactual(
-            remedy=remedy.name,
-            explanation=remedy.explanation,
-            start=self.first,
-            steps=self.steps,
-            gain=difference / gap,
-            interval=(low / gap, high / gap),
-            difference=difference,
-            difference_se=se,
-            shortfall=difference / gap,
-            shortfall_interval=(low / gap, high / gap),
-            loss_before=float(np.mean(self.baseline.validation[0][1][parts])),
-            loss_unchanged=float(np.mean(unchanged)),
-            loss_remedy=float(np.mean(changed)),
-            examples_ratio=1.0,
-            curve=curve,
-            baseline_curve=self.baseline.curve("validation"),
-            on="validation",
-            failed=failed,
-            code=remedy.code,
-        )
+        before = float(np.mean(self.baseline.validation[0][1][parts]))
+        fork = Fork(self.first, self.steps, before, changed, curve, failed)
+        judged = compared(remedy, fork, unchanged, self.baseline.curve("validation"), excess=gap, scale=gap, on="validation")
         self._validated[remedy.name] = judged
         return judged
 
@@ -488,9 +352,3 @@ class Case:
     def objective(self, live: Live, rows: int = 512, stream: str = "fresh") -> Objective:
         """The training's loss on fixed examples at the point where `live` stands."""
         return Objective.of(live, self.batches.sample(rows, stream), seed=7)
-
-
-def paired(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Mean and standard error of a - b over pairs."""
-    d = np.asarray(a) - np.asarray(b)
-    return float(d.mean()), float(d.std(ddof=1) / math.sqrt(len(d))) if len(d) > 1 else 0.0

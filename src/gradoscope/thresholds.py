@@ -16,6 +16,7 @@ __all__ = [
     "NOISE_SHARE",
     "NOISIER",
     "NOT_LEARNT",
+    "OFF_SCALE",
     "SAME_GRADIENT",
     "SATURATED_SHARE",
     "SCALE_FLOOR",
@@ -28,6 +29,7 @@ __all__ = [
     "STALLED",
     "STIFF_LOWER",
     "STIFF_UPPER",
+    "STRETCH",
     "TIMES_FASTER",
     "TIME_RATIO",
     "UNEXPLAINED",
@@ -96,6 +98,13 @@ CLIFF = 10.0
 
 NOISIER = 4.0
 """Signal and noise are equal at four times the batch or more: the noise of a step is twice as long as its signal."""
+# --- Inputs and targets ------------------------------------------------------------------------------------------------
+OFF_SCALE = 10.0
+"""Root mean square beyond a factor ten of one: the usual starts are made for inputs of size one, and a factor ten in the signal is
+a hundred in the curvature."""
+STRETCH = 10.0
+"""Scale and offset of the features alone cost ten times the stable steps that standardised ones take."""
+
 # --- Noise and information --------------------------------------------------------------------------------------------
 NOISE_SHARE = 0.5
 """Noise adds at least half as much loss per step as the mean gradient removes."""

@@ -69,6 +69,8 @@ class Obstacle:
             nothing material left to gain, obstacles about it are absent.
         advice: what to do where it is present.
         after: names of obstacles that must be examined first.
+        yields_to: names of causes that explain this one: where one of them is present, and its remedy does nearly as well, this is
+            only how it shows. They are examined first too.
     """
 
     name = ""
@@ -76,6 +78,7 @@ class Obstacle:
     about = "training"
     advice = ""
     after: tuple[str, ...] = ()
+    yields_to: tuple[str, ...] = ()
 
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
         """The first key, measured on the training as it was given."""
@@ -87,6 +90,15 @@ class Obstacle:
 
     def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
         """Evidence that another, smaller change explains the gain as well, which refutes this obstacle."""
+        return None
+
+    def _cause(self, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
+        """A cause that is present and explains this obstacle."""
+        for name in self.yields_to:
+            f = known.get(name)
+            if f is not None and f.status == "present" and f.gain is not None and f.gain >= T.EXPLAINED * best.gain:
+                says = f"{f.counterfactual} gains {f.gain:.0%}: {name} is the cause, and this how it shows"
+                return evidence(f"counterfactual {f.counterfactual}", f.gain, says, supports=False)
         return None
 
     def examine(self, case: Case, known: dict[str, Finding]) -> Finding:
@@ -104,7 +116,7 @@ class Obstacle:
         best = max(ran, key=lambda c: c.shortfall)
         material = case.material(best)
         first.evidence.append(told(best, material))
-        rival = self.rivals(case, best, known) if material is not False else None
+        rival = (self._cause(best, known) or self.rivals(case, best, known)) if material is not False else None
         if rival is not None:
             first.evidence.append(rival)
             return self.finding("absent", 0.9, "another change explains the gain", first, best)
@@ -198,7 +210,7 @@ def all_obstacles() -> list[Obstacle]:
     names: set[str] = set()
     waiting = list(found)
     while waiting:
-        ready = [o for o in waiting if all(a in names or a not in {f.name for f in found} for a in o.after)]
+        ready = [o for o in waiting if all(a in names or a not in {f.name for f in found} for a in (*o.after, *o.yields_to))]
         for o in ready or waiting[:1]:
             ordered.append(o)
             names.add(o.name)

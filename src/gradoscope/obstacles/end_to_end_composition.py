@@ -71,7 +71,7 @@ class EndToEndComposition(Obstacle):
         """What can be said where no intermediate targets were given; it costs nothing."""
         share = learnt(case)
         trains = share >= T.NOT_LEARNT
-        says = f"the primary loss alone removed {share:.1%} of what the best constant answer leaves"
+        says = f"the primary loss alone removed {max(share, 0.0):.1%} of what the best constant answer leaves"
         first = Mechanism(not trains, 0.9 if share >= T.UNEXPLAINED else 0.7, [evidence("learnt_share", share, says, supports=not trains)])
         if trains:
             return self.finding("absent", first.probability, "the primary loss alone trains the parts", first)
