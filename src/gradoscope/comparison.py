@@ -46,7 +46,14 @@ def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> 
 
 
 def compared(
-    remedy: Remedy, fork: Fork, unchanged: np.ndarray, curve: Curve, *, excess: float, scale: float, on: Literal["training", "validation"]
+    remedy: Remedy,
+    fork: Fork,
+    unchanged: np.ndarray,
+    curve: Curve,
+    *,
+    excess: float,
+    scale: float,
+    on: Literal["training", "validation", "fitting"],
 ) -> Counterfactual:
     """A fork against the unchanged run, part by part.
 
@@ -57,7 +64,7 @@ def compared(
         curve: (step, loss) of the unchanged run.
         excess: what the gain is a share of: the loss that the unchanged run left.
         scale: what the shortfall is a share of: all the loss that there was to remove.
-        on: "training" or "validation".
+        on: "training", "validation", or "fitting" for the loss that fits the output where the given one does not.
     """
     difference, se = paired(unchanged, fork.losses)
     t = float(stats.t.ppf(0.975, max(1, len(unchanged) - 1)))

@@ -24,7 +24,12 @@ from gradoscope.training import Training
 __all__ = ["diagnose", "diagnose_run", "examine"]
 
 # What a training may simply not have; a finding that only misses this was not testable, and bars no verdict.
-UNTESTABLE = {"validation data", "examples on which independent learners can be fitted", "intermediate targets"}
+UNTESTABLE = {
+    "validation data",
+    "examples on which independent learners can be fitted",
+    "intermediate targets",
+    "a loss of output and target",
+}
 Progress = Callable[[str, float], None]
 
 

@@ -73,7 +73,7 @@ class Counterfactual:
     examples_ratio: float
     curve: tuple[tuple[int, float], ...] = field(repr=False)
     baseline_curve: tuple[tuple[int, float], ...] = field(repr=False)
-    on: Literal["training", "validation"] = "training"
+    on: Literal["training", "validation", "fitting"] = "training"
     failed: str = ""
     code: str = ""
 

@@ -18,6 +18,8 @@ class BayesFloor(Obstacle):
     title = "the loss is at the floor that noise in the targets, or information missing from the inputs, sets"
     advice = "Better targets or more informative inputs; no change of the training lowers this loss."
     after = (
+        "wrong_loss_output",
+        "unnormalised_inputs",
         "step_too_large",
         "step_too_small",
         "vanishing_gradient",

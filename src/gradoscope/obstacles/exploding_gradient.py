@@ -19,7 +19,7 @@ class ExplodingGradient(Obstacle):
     name = "exploding_gradient"
     title = "signal or gradient grows with depth or time, or the loss has cliffs"
     advice = "Rescale the start (or normalise between layers), or clip the gradient norm."
-    yields_to = ("unnormalised_inputs",)
+    yields_to = ("unnormalised_inputs", "wrong_loss_output")
 
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
         found: list[Evidence] = []

@@ -21,7 +21,7 @@ class IllConditioning(Obstacle):
     name = "ill_conditioning"
     title = "curvature differs so much between directions that every safe step is too short in some"
     advice = "Take curvature into account: precondition, whiten or normalise the inputs, or use L-BFGS, K-FAC or the like."
-    yields_to = ("unnormalised_inputs",)
+    yields_to = ("unnormalised_inputs", "wrong_loss_output")
     after = ("step_too_large", "step_too_small", "vanishing_gradient", "saddle_point")
 
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:

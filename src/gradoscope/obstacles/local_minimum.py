@@ -22,6 +22,7 @@ class LocalMinimum(Obstacle):
     name = "local_minimum"
     title = "the training sits in a local minimum, well above what the same model reaches from other starts"
     advice = "Start elsewhere: several restarts, or a wider model, in which bad minima are rarer."
+    yields_to = ("wrong_loss_output",)
     after = (
         "step_too_large",
         "step_too_small",

@@ -20,7 +20,7 @@ class LowGradientSnr(Obstacle):
     name = "low_gradient_snr"
     title = "the gradient is drowned in the noise of its estimate"
     advice = "Lower the variance of the gradient: a larger batch, averaging, a better estimator, or a decaying step size."
-    yields_to = ("unnormalised_inputs",)
+    yields_to = ("unnormalised_inputs", "wrong_loss_output")
     after = ("step_too_large",)
 
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:

@@ -17,6 +17,7 @@ class SaddlePoint(Obstacle):
     name = "saddle_point"
     title = "the training sits near a saddle point: no gradient, but negative curvature that leads down"
     advice = "Leave the saddle: a larger or asymmetric start, noise, or a step along negative curvature."
+    yields_to = ("wrong_loss_output",)
     after = ("step_too_large",)
 
     def _place(self, case: Case) -> readings.Curvature:

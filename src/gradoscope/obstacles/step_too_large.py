@@ -21,7 +21,7 @@ class StepTooLarge(Obstacle):
     name = "step_too_large"
     title = "the step size is too large: steps overshoot, and smaller ones make progress"
     advice = "Lower the learning rate."
-    yields_to = ("unnormalised_inputs",)
+    yields_to = ("unnormalised_inputs", "wrong_loss_output")
 
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
         found: list[Evidence] = []

@@ -16,7 +16,7 @@ class StepTooSmall(Obstacle):
     name = "step_too_small"
     title = "the step size is too small: far larger steps are stable and make progress"
     advice = "Raise the learning rate."
-    yields_to = ("unnormalised_inputs",)
+    yields_to = ("unnormalised_inputs", "wrong_loss_output")
     after = ("step_too_large", "vanishing_gradient", "saddle_point")
 
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:

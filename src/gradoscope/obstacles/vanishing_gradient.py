@@ -20,7 +20,7 @@ class VanishingGradient(Obstacle):
     name = "vanishing_gradient"
     title = "the gradient does not reach some layers: flat, saturated or dead activations, or signal lost with depth"
     advice = "Let the gradient through: another start or activation, normalisation, gates, or a forward-only backward pass."
-    yields_to = ("unnormalised_inputs",)
+    yields_to = ("unnormalised_inputs", "wrong_loss_output")
     after = ("step_too_large", "exploding_gradient", "saddle_point")
 
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:

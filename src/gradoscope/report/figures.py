@@ -63,7 +63,7 @@ def loss(diagnosis: Diagnosis) -> go.Figure | None:
             line={"color": INK, "width": 2, "dash": "dot"},
         )
     for index, c in enumerate(tried):
-        label = safe(clip(c.remedy, 34)) + (" (validation)" if c.on == "validation" else "")
+        label = safe(clip(c.remedy, 34)) + ("" if c.on == "training" else f" ({c.on})")
         figure.add_scatter(
             x=steps_of(c.curve), y=values_of(c.curve), name=label, line={"color": PALETTE[index % len(PALETTE)], "width": 2.5}
         )
@@ -115,7 +115,7 @@ def gains(diagnosis: Diagnosis) -> go.Figure | None:
     )
     for index, c in enumerate(tried):
         note = f" <span style='color:{MUTED}'>{percent(c.gain)}{f' ({interval(c.interval)})' if interval(c.interval) else ''}</span>"
-        where = " on validation" if c.on == "validation" else ""
+        where = "" if c.on == "training" else f" on the {c.on} loss"
         figure.add_annotation(
             x=0,
             xref="paper",
@@ -368,7 +368,7 @@ def _baselines(tried: Sequence[Counterfactual], has_training: bool) -> list[tupl
     for c in tried:
         if c.baseline_curve and not (has_training and c.on == "training") and c.steps > getattr(out.get(c.on), "steps", -1):
             out[c.on] = c
-    return [(c, " (validation)" if on == "validation" else "") for on, c in out.items()]
+    return [(c, "" if on == "training" else f" ({on})") for on, c in out.items()]
 
 
 def _loss_ranges(values: Sequence[float], reference: Sequence[Any]) -> tuple[list[float], list[float] | None]:
