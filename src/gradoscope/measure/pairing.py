@@ -42,7 +42,8 @@ class Mismatch:
         says: what is wrong.
         activation: the last activation, which must be left out; "none" where it can stay.
         repaired: the loss that fits, of the output without that activation and the targets.
-        fitting: the same loss of the output as it is, by which the unchanged training is judged.
+        fitting: by what the output as it is is judged against that: the loss as given where it is the same one, else the same loss of
+            the same prediction.
         code: how a user mends it.
     """
 
@@ -142,21 +143,10 @@ def _own_activation(loss_fn: Loss, output: Tensor, target: Tensor, activation: s
     if activation in ("none", "log_softmax"):
         return
     code = "return self.last(x)  # scores as they are: the loss applies the softmax or sigmoid itself"
-    if _softmaxes(loss_fn, output, target):
-        says = f"the loss takes scores and applies a softmax itself, but the output has been through a {activation}"
-        probabilities = activation == "softmax"
-
-        def cross_entropy(p: Tensor, t: Tensor) -> Tensor:
-            return loss_fn(INVERSES["softmax"](p), t)
-
-        yield Mismatch(says, activation, loss_fn, cross_entropy if probabilities else loss_fn, code)
-    elif _sigmoids(loss_fn, output, target):
-        says = f"the loss takes scores and applies a sigmoid itself, but the output has been through a {activation}"
-
-        def binary(p: Tensor, t: Tensor) -> Tensor:
-            return F.binary_cross_entropy(p.clamp(0, 1), t.to(p))
-
-        yield Mismatch(says, activation, loss_fn, binary if activation in ("sigmoid", "softmax") else loss_fn, code)
+    own = "softmax" if _softmaxes(loss_fn, output, target) else "sigmoid" if _sigmoids(loss_fn, output, target) else None
+    if own is not None:
+        says = f"the loss takes scores and applies a {own} itself, but the output has been through a {activation}"
+        yield Mismatch(says, activation, loss_fn, loss_fn, code)
 
 
 def _wants_logarithms(loss_fn: Loss, output: Tensor, target: Tensor, activation: str) -> Iterator[Mismatch]:
