@@ -9,8 +9,20 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from gradoscope.errors import Usage
+from gradoscope.updates._rule import Rule
+from gradoscope.updates.lecture import SGD
 
-__all__ = ["FLAT", "MONOTONE", "SATURATING", "ForwardOnly", "ForwardOnlyPass", "straight_through", "unwrap_activations", "wrap_activations"]
+__all__ = [
+    "FLAT",
+    "MONOTONE",
+    "SATURATING",
+    "ForwardOnly",
+    "ForwardOnlyPass",
+    "ForwardOnlySGD",
+    "straight_through",
+    "unwrap_activations",
+    "wrap_activations",
+]
 
 FLAT = frozenset(
     {torch.sign, torch.sgn, torch.floor, torch.ceil, torch.round, torch.trunc, torch.fix}
@@ -183,3 +195,43 @@ def unwrap_activations(model: nn.Module) -> list[str]:
                 setattr(parent, name, child.activation)
                 found.append(f"{path}.{name}" if path else name)
     return found
+
+
+class ForwardOnlySGD(SGD):
+    r"""Gradient descent along the forward-only update: the closure runs with flat functions passing gradients on unchanged.
+
+    $\theta\leftarrow\theta-\eta\,\tilde g$, where $\tilde g$ is the gradient with $u'$ replaced by one (`ForwardOnlyPass`). For a layer
+    $u(w^\top x)$ with the squared loss that is $E[(u(w^\top x)-y)\,x]$. PyTorch has no such rule: its gradient of a flat u is zero.
+
+    Args:
+        params: the parameters, or groups of them.
+        lr: $\eta\ge0$.
+        saturating: replace the derivatives of sigmoid, tanh, ReLU, clamp and their kind as well.
+        max_norm: clip the update to this norm; None: never.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+
+    Cost: as SGD.
+
+    Example:
+        >>> w = torch.tensor([2.0], requires_grad=True)
+        >>> x, y = torch.tensor([1.0, -1.0]), torch.tensor([0.0, -1.0])
+        >>> optimizer = ForwardOnlySGD([w], lr=0.5)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = (torch.floor(w * x) - y).square().mean() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> losses = [optimizer.step(closure).item() for _ in range(3)]
+        >>> losses[0], losses[-1], w.item()
+        (1.25, 0.0, 0.75)
+    """
+
+    def __init__(self, params: Any, lr: float, *, saturating: bool = False, max_norm: float | None = None) -> None:
+        Rule.__init__(self, params, lr=lr, saturating=bool(saturating), max_norm=max_norm)
+
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+        """One step; the closure clears the gradients, computes the loss, calls backward and returns the loss."""
+        with ForwardOnlyPass(saturating=any(group["saturating"] for group in self.param_groups)):
+            return super().step(closure)
