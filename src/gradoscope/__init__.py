@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradoscope import landscape as landscape
     from gradoscope.diagnose import diagnose as diagnose
     from gradoscope.diagnosis import Counterfactual as Counterfactual
     from gradoscope.diagnosis import Diagnosis as Diagnosis
@@ -75,6 +76,7 @@ __all__ = [
     "__version__",
     "advance",
     "diagnose",
+    "landscape",
     "watch",
 ]
 
@@ -99,6 +101,8 @@ def __getattr__(name: str) -> Any:
             value: Any = version("gradoscope")
         except PackageNotFoundError:  # run from a source tree that was never installed
             value = "0+unknown"
+    elif name == "landscape":
+        value = importlib.import_module("gradoscope.landscape")
     elif name in _WHERE:
         value = getattr(importlib.import_module(f"gradoscope.{_WHERE[name]}"), name)
     else:

@@ -10,6 +10,7 @@ from gradoscope.errors import GradoscopeError, Usage
 
 if TYPE_CHECKING:
     from gradoscope.diagnosis import Diagnosis
+    from gradoscope.landscape.result import Landscape
 
 __all__ = ["main"]
 
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_diagnose(commands)
+    _add_landscape(commands)
     _add_study(commands)
     listing = commands.add_parser("list", help="list the problems, studies, obstacles and remedies that there are")
     listing.add_argument("kind", nargs="?", choices=("problems", "studies", "obstacles", "remedies"), help="only these")
@@ -110,6 +112,34 @@ def _add_diagnose(commands: Any) -> None:
     parser.add_argument("--check", action="store_true", help="exit with 1 if obstructed, with 5 if undetermined")
     parser.add_argument("--record", metavar="DIR", help="record the run in this folder, to be diagnosed again later")
     parser.set_defaults(run=_diagnose)
+
+
+def _add_landscape(commands: Any) -> None:
+    parser = commands.add_parser(
+        "landscape",
+        help="draw the loss around a training's path, and answer five questions about it",
+        description=TARGET.replace("what to diagnose", "whose landscape"),
+        epilog=CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="TARGET", help="whose landscape, see above")
+    chosen = parser.add_argument_group("what to compute (default: everything)")
+    chosen.add_argument("--line", action="store_true", help="the straight lines from start to end and between two solutions")
+    chosen.add_argument(
+        "--plane", action="append", choices=("pca", "random", "hessian", "three"), help="a surface over this plane; may be repeated"
+    )
+    chosen.add_argument("--view", action="store_true", help="the 3-D view of projection against residual")
+    chosen.add_argument("--evidence", action="store_true", help="conditioning and noise along the run")
+    chosen.add_argument("--questions", action="store_true", help="minimum, saddle, detour, bumps, canyon: answered with numbers")
+    parser.add_argument("--points", type=_points, metavar="N", help="points along each side of a surface (default: what is affordable)")
+    parser.add_argument("--coarse", action="store_true", help="interpolate surfaces from few points, with an estimate of the error")
+    parser.add_argument("--steps", type=_count, metavar="N", help="optimizer steps, instead of the training's own")
+    parser.add_argument("--seed", type=_seed, metavar="S", help="seed of everything random (default 0, or the recorded run's)")
+    parser.add_argument("--device", metavar="D", help="where to train, e.g. cpu or cuda:0 (default: where the model is)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout")
+    parser.add_argument("--report", metavar="PATH", help="where the HTML page goes (default landscape.html; with --json none)")
+    parser.add_argument("--figures", metavar="DIR", help="write every figure as SVG and PNG into this folder")
+    parser.set_defaults(run=_landscape)
 
 
 def _add_study(commands: Any) -> None:
@@ -155,6 +185,10 @@ def _number(text: str, kind: Callable[[str], Any], holds: Callable[[Any], bool],
 
 def _count(text: str) -> int:
     return int(_number(text, int, lambda n: n >= 1, "a whole number of at least 1"))
+
+
+def _points(text: str) -> int:
+    return int(_number(text, int, lambda n: 3 <= n <= 501, "a whole number from 3 to 501"))
 
 
 def _seed(text: str) -> int:
@@ -261,6 +295,44 @@ def _work(arguments: argparse.Namespace) -> "Diagnosis":
 
     with _progress() as progress:
         return diagnose(training, progress=progress, **options)
+
+
+def _landscape(arguments: argparse.Namespace) -> int:
+    from gradoscope.target import check_writable
+
+    page = arguments.report or (None if arguments.json else "landscape.html")
+    if page is not None:
+        check_writable(page)
+    with redirect_stdout(sys.stderr):
+        found = _explored(arguments)
+    if arguments.json:
+        sys.stdout.write(found.to_json() + "\n")
+    else:
+        from gradoscope.report.landscape import print_landscape
+
+        print_landscape(found)
+    sys.stdout.flush()
+    if arguments.figures is not None:
+        found.save_figures(arguments.figures)
+        _say(f"the figures are in {arguments.figures}")
+    if page is not None:
+        found.save_html(page)
+        _say(f"the page is in {page}")
+    if found.interrupted:
+        _say("interrupted. What was measured up to here is kept.")
+    return INTERRUPTED if found.interrupted else 0
+
+
+def _explored(arguments: argparse.Namespace) -> "Landscape":
+    from gradoscope.landscape.run import PARTS, explore, training_of
+    from gradoscope.target import check_device
+
+    check_device(arguments.device)
+    chosen = [*(arguments.plane or ()), *(p for p in ("line", "view", "evidence", "questions") if getattr(arguments, p))]
+    training, seed = training_of(arguments.target, seed=arguments.seed, steps=arguments.steps)
+    options = {"seed": seed, "device": arguments.device, "points": arguments.points, "coarse": arguments.coarse}
+    with _progress() as progress:
+        return explore(training, parts=chosen or PARTS, progress=progress, keep_interrupted=True, **options)
 
 
 @contextmanager
