@@ -1,7 +1,7 @@
 """What the lecture states about data, budgets and momentum; and how the study's claims read its results."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def one(name: str, what: str) -> Callable[[Results], float]:
     return measure
 
 
-def ratio(name: str, what: str, above: dict[str, object], below: dict[str, object]) -> Callable[[Results], list[float]]:
+def ratio(name: str, what: str, above: Mapping[str, object], below: Mapping[str, object]) -> Callable[[Results], list[float]]:
     """One number of a part over another one, seed by seed."""
     return lambda r: [a / b for a, b in zip(part(r, name, **above).column(what), part(r, name, **below).column(what), strict=True)]
 
@@ -51,7 +51,8 @@ def best_rate(rows: Table, without: int | None) -> float:
     for rate in RATES:
         losses = [row["loss"] for row in rows.where(rate=rate) if row["seed"] != without]
         found[rate] = float(np.mean([math.log(v) if math.isfinite(v) and v > 0 else 100.0 for v in losses])) if losses else math.inf
-    return min(found, key=lambda rate: found[rate])
+    best: float = min(found, key=lambda rate: found[rate])
+    return best
 
 
 def _loss(results: Results, net: str, method: str, seed: int) -> float:
