@@ -158,6 +158,7 @@ RULES = {
     ),
     "problems": (["problems"], ["obstacles", "remedies", "measure", "studies", "report", "case", "diagnose"]),
     "judges": ([*JUDGES], ["problems", "studies", "study", "report", "catalogue"]),
+    "landscape": (["landscape"], ["obstacles", "problems", "studies", "case", "readings", "diagnose"]),
     "report": (["report"], ["measure", "case", "readings", "obstacles", "remedies", "problems", "objective", "diagnose"]),
     "cli": (["cli.py"], ["measure", "case", "readings", "obstacles", "remedies"]),
 }

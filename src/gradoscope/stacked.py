@@ -17,6 +17,7 @@ __all__ = [
     "SlopedLoss",
     "StackedLinear",
     "StackedSequential",
+    "blank",
     "bulk",
     "fit",
     "generator",
@@ -267,6 +268,17 @@ def fit(
         optimizer.step()
     if look is not None:
         look(start + steps, last)
+
+
+def blank(inputs: int, outputs: int, *, bias: bool = True, dtype: torch.dtype | None = None) -> nn.Linear:
+    """A linear layer whose start is still to be set: none is drawn for it from the global stream.
+
+    Example:
+        >>> blank(3, 2).weight.shape
+        torch.Size([2, 3])
+    """
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, dtype=dtype)  # type: ignore[no-untyped-call]  # torch's own
+    return layer
 
 
 def generator(seed: int, *keys: int, device: str = "cpu") -> torch.Generator:

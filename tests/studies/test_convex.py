@@ -86,9 +86,10 @@ def test_every_figure_draws(results):
 
 def test_a_unit_gives_the_same_bits_again_and_leaves_the_random_state_alone():
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    values = {"part": "logistic", "mu": 0.01, "rows": 30, "d": 3, "steps": 50}
-    first, second = (STUDY.run(values, (0, 1), Context()) for _ in range(2))
-    assert first.rows == second.rows
-    assert first.curves == second.curves
+    logistic = {"part": "logistic", "mu": 0.01, "rows": 30, "d": 3, "steps": 50}
+    for values in (logistic, {"part": "flow", "kind": "tanh", "time": 0.2, "steps": [5, 10]}):
+        first, second = (STUDY.run(values, (0, 1), Context()) for _ in range(2))
+        assert first.rows == second.rows
+        assert first.curves == second.curves
     assert torch.equal(before[0], torch.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all()

@@ -12,8 +12,8 @@ from gradoscope.studies.sharpening import STUDY
 from gradoscope.study import Context, Results, Table
 
 TINY = {
-    "edge": {"images": 20, "time": 3.0, "hidden": 3, "look": 0.6},
-    "spectra": {"images": 24, "hidden": 4, "batch": 6, "products": 34},
+    "edge": {"images": 20, "time": 1.2, "hidden": 3, "look": 0.4},
+    "spectra": {"images": 16, "hidden": 3, "batch": 6, "products": 31},
 }
 
 

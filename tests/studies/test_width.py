@@ -99,7 +99,7 @@ def test_every_figure_draws(results):
 
 def test_a_unit_gives_the_same_bits_again_and_leaves_the_random_state_alone():
     before = torch.get_rng_state()
-    for part in TINY:
+    for part in ("starts", "separable"):
         values = next(s.values for s in STUDY.grid("quick") if s.values["part"] == part) | TINY[part]
         first, second = (STUDY.run(values, (0, 1), Context()) for _ in range(2))
         assert first.rows == second.rows

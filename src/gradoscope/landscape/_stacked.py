@@ -19,6 +19,7 @@ __all__ = ["Plan", "Stacked", "plan"]
 
 # Seconds, for one core of a current machine: what an operation costs beside its arithmetic, and a product, and a byte written.
 PER_OPERATION, PER_FLOP, PER_BYTE = 1e-5, 2e-11, 1e-10
+LARGE = 2e-3  # seconds of products, which leave no doubt
 MEMORY = 1 << 24  # bytes that the activations and parameters of a chunk may take: what caches hold
 MOST = 1024  # points in a chunk
 
@@ -58,6 +59,9 @@ def plan(passes: Passes, responses: Responses | None, point: np.ndarray) -> Plan
     """
     batches = passes.objective.batches
     k = max(range(len(batches)), key=lambda i: tree.rows(batches[i]) or 0)
+    parameters = sum(g.here.numel() for g in passes.groups)
+    if 2 * parameters * (tree.rows(batches[k]) or 1) * PER_FLOP > LARGE:  # what products with all of them take
+        return Plan(1, False, "a pass is work, and not overhead")
     passes.move(point.tolist())
     if responses is not None:
         responses.move(point.tolist(), passes.fast)
@@ -65,8 +69,8 @@ def plan(passes: Passes, responses: Responses | None, point: np.ndarray) -> Plan
     flops = FlopCounterMode(display=False)
     with flops, _Count() as count:
         passes.loss(k)
-    parameters = sum(g.here.numel() * g.here.element_size() for g in passes.groups)
-    size = int(np.clip(MEMORY // max(1, count.bytes + parameters), 1, MOST))
+    memory = count.bytes + sum(g.here.numel() * g.here.element_size() for g in passes.groups)
+    size = int(np.clip(MEMORY // max(1, memory), 1, MOST))
     work = flops.get_total_flops() * PER_FLOP + count.bytes * PER_BYTE
     if count.convolutions:
         return Plan(size, False, "convolutions with different weights at each point do not go faster together")

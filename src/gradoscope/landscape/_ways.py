@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from gradoscope.landscape._stacked import MOST, Stacked, plan
 from gradoscope.objective import Objective
 from gradoscope.training import split
 
-__all__ = ["Job", "Method", "Metric", "best"]
+__all__ = ["Found", "Job", "Method", "Metric", "Ways"]
 
 Metric = Callable[[Any, Any], float]
 Method = Literal["auto", "factored", "stacked", "loop"]
@@ -197,42 +197,6 @@ class Found:
         return None if self._job.metric is None else np.array(self._metric)
 
 
-def best(job: Job, method: Method, tell: Callable[[float], None]) -> tuple[Found, str, str]:
-    """Evaluate all points by the fastest way that agrees with a guarded pass: what was found, by which way, and why not by a faster one."""
-    guarded = _Guarded(job.objective, job.origin, job.directions)
-    few = method == "auto" and len(job.points) < FEW and job.statistics is None
-    trial = job.points if few else job.outermost()
-    reference = guarded.chunk(trial)
-    if job.metric is not None and any(r.outputs is None for r in reference):
-        raise CannotRun("the loss does not call the model exactly once per batch, so that there is no output to compute the metric from.")
-    examples = _examples(job, reference)
-    if few:
-        found = Found(job, examples)
-        found.add(reference)
-        tell(1.0)
-        return found, "loop", "few points"
-    reasons: list[str] = []
-    for factor, stack in _ATTEMPTS[method]:
-        with ExitStack() as scope:
-            try:
-                way = _prepare(job, scope, factor, stack, examples is not None)
-                if job.statistics is None and not _agree(way.runner.chunk(trial), reference, examples, job.epsilon):
-                    raise Refused("it disagreed with a plain pass")
-                return (
-                    _collect(job, way.runner, min(way.size, _room(reference)), examples, tell),
-                    way.name,
-                    "; ".join([*reasons, *way.notes]),
-                )
-            except CannotRun:
-                raise
-            except Exception as error:  # whatever a model objects to: a plain pass shows whether it is at fault itself
-                if job.statistics is not None:
-                    raise
-                said = str(error).strip().splitlines() or [type(error).__name__]
-                reasons.append(f"not {'stacked' if stack else 'factored' if factor else 'in lent memory'}: {said[0]}")
-    return _collect(job, guarded, min(AT_ONCE, _room(reference)), examples, tell), "loop", "; ".join(reasons)
-
-
 # Whether to factor layers, and whether to stack points: True, False, or None where counted operations decide.
 _ATTEMPTS: dict[Method, list[tuple[bool, bool | None]]] = {
     "auto": [(True, None), (True, False), (False, False)],
@@ -248,12 +212,104 @@ class _Way:
     size: int
     name: str
     notes: list[str]
+    order: Callable[[np.ndarray], None]  # told of the points that come
+
+
+class Ways:
+    """The fastest way that agrees with a guarded pass, prepared once for any number of points; use it as a context.
+
+    The model is lent other memory inside: nothing else may evaluate it there.
+
+    Args:
+        job: what is evaluated; its points are those that ways are tried at and, by default, all that are evaluated.
+        method: which ways to try.
+
+    Attributes:
+        name: the way that is taken.
+        why: why not a faster one.
+    """
+
+    def __init__(self, job: Job, method: Method) -> None:
+        self._job, self._attempts = job, list(_ATTEMPTS[method])
+        self._few = method == "auto" and len(job.points) < FEW and job.statistics is None
+        self._scope = ExitStack()
+        self._guarded = _Guarded(job.objective, job.origin, job.directions)
+        self._trial = job.points if self._few else job.outermost()
+        self._reference: list[Run] = []
+        self._examples: Examples | None = None
+        self._way: _Way | None = None
+        self._reasons: list[str] = []
+
+    def __enter__(self) -> Self:
+        job = self._job
+        self._reference = self._guarded.chunk(self._trial)
+        if job.metric is not None and any(r.outputs is None for r in self._reference):
+            raise CannotRun(
+                "the loss does not call the model exactly once per batch, so that there is no output to compute the metric from."
+            )
+        self._examples = _examples(job, self._reference)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._scope.close()
+
+    @property
+    def name(self) -> str:
+        return "loop" if self._way is None else self._way.name
+
+    @property
+    def why(self) -> str:
+        return "; ".join([*self._reasons, *([] if self._way is None else self._way.notes)])
+
+    def evaluate(self, points: np.ndarray | None = None, tell: Callable[[float], None] = lambda _: None) -> Found:
+        """Evaluate these points, by the next way where one fails."""
+        if self._few and points is None:
+            found = Found(self._job, self._examples)
+            found.add(self._reference)
+            self._reasons = ["few points"]
+            tell(1.0)
+            return found
+        wanted = self._job.points if points is None else points
+        while True:
+            try:
+                if self._way is None:
+                    self._way = self._next()
+                self._way.order(wanted)
+                return self._collect(wanted, tell)
+            except CannotRun:
+                raise
+            except Exception as error:  # whatever a model objects to: a plain pass shows whether it is at fault itself
+                if self._job.statistics is not None or not self._attempts:
+                    raise
+                factor, stack = self._attempts.pop(0)
+                said = str(error).strip().splitlines() or [type(error).__name__]
+                self._reasons.append(f"not {'stacked' if stack else 'factored' if factor else 'in lent memory'}: {said[0]}")
+                self._scope.close()
+                self._way = None
+
+    def _next(self) -> _Way:
+        """The next way, set up and compared; after the last attempt the guarded one."""
+        job = self._job
+        if not self._attempts:
+            return _Way(self._guarded, AT_ONCE, "loop", [], lambda _: None)
+        way = _prepare(job, self._scope, *self._attempts[0], self._examples is not None)
+        if job.statistics is None and not _agree(way.runner.chunk(self._trial), self._reference, self._examples, job.epsilon):
+            raise Refused("it disagreed with a plain pass")
+        return way
+
+    def _collect(self, points: np.ndarray, tell: Callable[[float], None]) -> Found:
+        assert self._way is not None
+        found = Found(self._job, self._examples)
+        size = min(self._way.size, _room(self._reference))
+        for start in range(0, len(points), size):
+            found.add(self._way.runner.chunk(points[start : start + size]))
+            tell(min(1.0, (start + size) / len(points)))
+        return found
 
 
 def _prepare(job: Job, scope: ExitStack, factor: bool, stack: bool | None, outputs_only: bool) -> _Way:
     """Set up one way within the scope."""
     passes = scope.enter_context(Passes(job.objective, job.origin, job.directions, statistics=job.statistics))
-    passes.order(job.points)
     notes: list[str] = []
     responses: Responses | None = None
     if job.statistics is not None:
@@ -274,15 +330,7 @@ def _prepare(job: Job, scope: ExitStack, factor: bool, stack: bool | None, outpu
         stack, size = stack or counted.pays, counted.size
     names = [name for name, has in (("factored", responses is not None), ("stacked", stack)) if has]
     runner: _Runner = Stacked(passes, responses, outputs_only) if stack else _Loop(passes, responses, outputs_only)
-    return _Way(runner, min(size if stack else AT_ONCE, job.chunk or MOST), " and ".join(names) or "loop", notes)
-
-
-def _collect(job: Job, runner: _Runner, size: int, examples: Examples | None, tell: Callable[[float], None]) -> Found:
-    found = Found(job, examples)
-    for start in range(0, len(job.points), size):
-        found.add(runner.chunk(job.points[start : start + size]))
-        tell(min(1.0, (start + size) / len(job.points)))
-    return found
+    return _Way(runner, min(size if stack else AT_ONCE, job.chunk or MOST), " and ".join(names) or "loop", notes, passes.order)
 
 
 def _point(outputs: Any, i: int) -> Any:

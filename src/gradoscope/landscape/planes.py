@@ -1,6 +1,7 @@
 """The loss over a plane of parameter space: exact, or from few points with an estimate of the error."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -8,9 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from gradoscope.errors import Usage
-from gradoscope.landscape._coarse import Coarse
+from gradoscope.landscape._coarse import WORTH, Coarse
 from gradoscope.landscape._coarse import coarse as interpolate
-from gradoscope.landscape.points import Metric, Values, evaluate
+from gradoscope.landscape.points import Metric, Values, evaluate, evaluator
 from gradoscope.measurement import Cost
 from gradoscope.objective import Objective
 
@@ -126,7 +127,17 @@ def surface(
     over = _Over(objective, validation_objective, origin, directions, metric, batch_norm, chunk)
     found = None
     if coarse:
-        found = interpolate(across, up, lambda at: over.losses(at, lambda share: tell(0.9 * share)), tolerance)
+        done, most = 0, WORTH * len(across) * len(up)
+
+        def counted(at: np.ndarray) -> np.ndarray:
+            nonlocal done
+            done += len(at)
+            values = losses(at)
+            tell(min(0.95, done / most))
+            return values
+
+        with over.lots(across, up) as losses:
+            found = interpolate(across, up, counted, tolerance)
         if found.values is not None:
             tell(1.0)
             return over.surface(across, up, found, tolerance)
@@ -175,10 +186,21 @@ class _Over:
             return self.last, None
         return self.last, self._values(self.validation, at, metric, lambda done: tell(share + (1 - share) * done))
 
-    def losses(self, at: np.ndarray, tell: Callable[[float], None]) -> np.ndarray:
-        """Training and validation loss, shape (n, 1 or 2)."""
-        train, held = self.both(at, None, tell)
-        return train.loss[:, None] if held is None else np.stack([train.loss, held.loss], 1)
+    @contextmanager
+    def lots(self, x: np.ndarray, y: np.ndarray) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+        """Training and validation loss of points that come in lots: a function (n, 2) -> (n, 1 or 2)."""
+        if self.validation is not None:
+            yield lambda at: np.stack([v.loss for v in self.both(at, None, lambda _: None) if v is not None], 1)
+            return
+        corners = np.array([(a, b) for a in (x[0], 0.0, x[-1]) for b in (y[0], 0.0, y[-1])])
+        with evaluator(self.objective, self.origin, self.directions, corners, chunk=self.chunk, batch_norm=self.batch_norm) as values:
+
+            def losses(at: np.ndarray) -> np.ndarray:
+                self.last = values(at)
+                self.cost = self.cost + self.last.cost
+                return self.last.loss[:, None]
+
+            yield losses
 
     def surface(self, x: np.ndarray, y: np.ndarray, found: Coarse, tolerance: float) -> Surface:
         """From what was interpolated."""

@@ -1,6 +1,7 @@
 """The loss at many parameter points: factored, stacked, or one by one, all equal up to rounding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,11 +12,11 @@ from gradoscope import tree
 from gradoscope.errors import Usage
 from gradoscope.landscape._passes import batch_norms
 from gradoscope.landscape._subject import Subject, subject
-from gradoscope.landscape._ways import Job, Method, Metric, best
+from gradoscope.landscape._ways import Found, Job, Method, Metric, Ways
 from gradoscope.measurement import Cost
 from gradoscope.objective import Objective
 
-__all__ = ["Metric", "Subject", "Values", "evaluate", "subject"]
+__all__ = ["Metric", "Subject", "Values", "evaluate", "evaluator", "subject"]
 
 BatchNorm = Literal["stored", "recomputed"]
 
@@ -104,16 +105,50 @@ def evaluate(
         >>> evaluate(objective, torch.zeros(2), torch.eye(2), [[0.0, 0.0], [1.0, 0.0], [1.0, 2.0]]).loss.tolist()
         [0.0, 0.5, 2.5]
     """
-    c = _checked(objective, origin, directions, coordinates, chunk)
+    if chunk is not None and chunk < 1:
+        raise Usage(f"`chunk` must be at least 1, got {chunk}.")
     if method not in ("auto", "factored", "stacked", "loop") or batch_norm not in ("stored", "recomputed"):
         raise Usage(f"unknown `method` {method!r} or `batch_norm` {batch_norm!r}.")
-    before = objective.cost
+    c = _checked(objective, origin, directions, coordinates)
     told, anew = _batch_norm(objective, batch_norm, statistics)
     job = Job(objective, origin.detach(), directions.detach(), c, metric, per_example, chunk, anew)
-    found, name, why = best(job, method, progress or (lambda _: None))
+    with Ways(job, method) as ways:
+        found = ways.evaluate(tell=progress or (lambda _: None))
+    return _values(job, ways, found, told, len(c))
+
+
+@contextmanager
+def evaluator(
+    objective: Objective,
+    origin: Tensor,
+    directions: Tensor,
+    corners: np.ndarray,
+    *,
+    chunk: int | None = None,
+    batch_norm: BatchNorm = "stored",
+) -> Iterator[Callable[[np.ndarray], Values]]:
+    """As `evaluate` for points that come in several lots, with the preparations made once.
+
+    Inside, the model is lent other memory: nothing else may use it, and no second evaluator of the same model may be open.
+
+    Args:
+        objective: as there; `origin`, `directions`, `chunk` and `batch_norm` likewise.
+        corners: some points, the nearest and the farthest of them among those at which the ways are compared, shape (P, k).
+
+    Yields:
+        A function of coordinates (P, k).
+    """
+    told, anew = _batch_norm(objective, batch_norm, None)
+    job = Job(objective, origin.detach(), directions.detach(), _checked(objective, origin, directions, corners), None, False, chunk, anew)
+    with Ways(job, "auto") as ways:
+        yield lambda at: _values(job, ways, ways.evaluate(_checked(objective, origin, directions, at)), told, len(at))
+
+
+def _values(job: Job, ways: Ways, found: Found, told: str, points: int) -> Values:
+    objective = job.objective
     rows = sum(tree.rows(b) or 1 for b in objective.batches)
-    objective.cost = objective.cost + Cost(len(c) * len(objective.batches), 0, len(c) * rows)
-    spent = Cost(*(getattr(objective.cost, f) - getattr(before, f) for f in ("forward", "backward", "examples")))
+    spent = Cost(points * len(objective.batches), 0, points * rows)
+    objective.cost = objective.cost + spent
     return Values(
         loss=found.loss,
         standard_error=found.error,
@@ -122,14 +157,14 @@ def evaluate(
         weights=found.weights,
         unit="examples" if found.examples else "batches",
         cost=spent,
-        method=name,
-        why=why,
+        method=ways.name,
+        why=ways.why,
         batch_norm=told,
         rounding=16 * job.epsilon,
     )
 
 
-def _checked(objective: Objective, origin: Tensor, directions: Tensor, coordinates: Any, chunk: int | None) -> np.ndarray:
+def _checked(objective: Objective, origin: Tensor, directions: Tensor, coordinates: Any) -> np.ndarray:
     c = np.asarray(coordinates.detach().cpu() if isinstance(coordinates, Tensor) else coordinates, dtype=np.float64)
     if origin.shape != (objective.dim,) or directions.dim() != 2 or directions.shape[1] != objective.dim or not len(directions):
         raise Usage(
@@ -140,8 +175,6 @@ def _checked(objective: Objective, origin: Tensor, directions: Tensor, coordinat
         raise Usage(f"`coordinates` must have shape (points, {len(directions)}), got {c.shape}.")
     if not np.isfinite(c).all():
         raise Usage("`coordinates` must be finite.")
-    if chunk is not None and chunk < 1:
-        raise Usage(f"`chunk` must be at least 1, got {chunk}.")
     return c
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradoscope.objective import Objective
-from gradoscope.stacked import generator
+from gradoscope.stacked import blank, generator
 from gradoscope.study import Context, Result, Row
 from gradoscope.theory.convex import (
     WorstFunction,
@@ -246,11 +246,12 @@ def _objective(kind: str, seed: int) -> Objective:
     x = torch.randn(40, 5 if kind == "logistic" else 2, generator=random, dtype=torch.float64)
     model: nn.Module
     if kind == "logistic":
-        model = nn.Linear(5, 1).double()
+        model = blank(5, 1, dtype=torch.float64)
         y = (torch.rand(40, 1, generator=random, dtype=torch.float64) < torch.sigmoid(2 * x[:, :1])).double()
         loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.binary_cross_entropy_with_logits
     else:
-        model = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+        first, last = (blank(*size, dtype=torch.float64) for size in ((2, 5), (5, 1)))
+        model = nn.Sequential(first, nn.Tanh(), last)
         y = (x[:, :1] * x[:, 1:]).sin()
         loss = nn.functional.mse_loss
     with torch.no_grad():

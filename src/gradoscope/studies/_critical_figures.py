@@ -29,9 +29,9 @@ def figures(scale: Scale) -> list[Figure]:
         ),
         Figure(
             "spectra",
-            "The eigenvalues at critical points of small, middle and large index (thirds of all), tanh network on random data. The peak next to "
-            "zero is the ridge, 1e-4, along directions that the loss hardly sees; the higher the index the more of them there are, and "
-            "the further negative eigenvalues reach down.",
+            "The eigenvalues at critical points of small, middle and large index (thirds of all), tanh network on random data. The peak "
+            "next to zero is the ridge, 1e-4, along directions that the loss hardly sees; the higher the index the more of them there are, "
+            "and the further negative eigenvalues reach down.",
             _spectra,
         ),
         Figure(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradoscope.measure.curvature import density, extreme_eigenvalues
 from gradoscope.objective import Objective
 from gradoscope.problems._data import digits
-from gradoscope.stacked import bulk, fit, generator, stack, unstack
+from gradoscope.stacked import blank, bulk, fit, generator, stack, unstack
 from gradoscope.study import Context, Result, Row
 
 __all__ = ["PARTS", "STABLE"]
@@ -29,14 +29,9 @@ def _pixels(images: int) -> tuple[Tensor, Tensor]:
     return (x - x.min()) / (x.max() - x.min()), y
 
 
-def _linear(fan_in: int, fan_out: int, bias: bool = True) -> nn.Module:
-    """A layer without a start, so that none is drawn from the global stream."""
-    return nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=bias)
-
-
 def _network(seed: int, hidden: int) -> nn.Sequential:
     """64-hidden-10 with tanh, normal weights of variance 1 / fan in, zero biases."""
-    model, random = nn.Sequential(_linear(64, hidden), nn.Tanh(), _linear(hidden, 10)), generator(seed, KEY, 1)
+    model, random = nn.Sequential(blank(64, hidden), nn.Tanh(), blank(hidden, 10)), generator(seed, KEY, 1)
     with torch.no_grad():
         for layer in (model[0], model[2]):
             assert isinstance(layer, nn.Linear)
@@ -109,8 +104,8 @@ def _deep(seed: int, hidden: int, normalised: bool) -> nn.Sequential:
     """Four ReLU layers, with batch normalisation before each or without; He's start."""
     layers: list[nn.Module] = []
     for fan_in in (64, hidden, hidden, hidden):
-        layers += [_linear(fan_in, hidden, not normalised), *([nn.BatchNorm1d(hidden)] if normalised else []), nn.ReLU()]
-    model, random = nn.Sequential(*layers, _linear(hidden, 10)), generator(seed, KEY, 2)
+        layers += [blank(fan_in, hidden, bias=not normalised), *([nn.BatchNorm1d(hidden)] if normalised else []), nn.ReLU()]
+    model, random = nn.Sequential(*layers, blank(hidden, 10)), generator(seed, KEY, 2)
     with torch.no_grad():
         for layer in model:
             if isinstance(layer, nn.Linear):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradoscope.measure.curvature import extreme_eigenvalues
 from gradoscope.objective import Objective
 from gradoscope.problems._data import digits
-from gradoscope.stacked import fit, generator, stack, unstack
+from gradoscope.stacked import blank, fit, generator, stack, unstack
 from gradoscope.study import Context, Result, Row
 from gradoscope.theory.linear_networks import autoencoder_losses
 
@@ -32,7 +32,7 @@ def pixels(seed: int, images: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor,
 
 def network(seed: int, inputs: int, width: int, outputs: int, hidden: Callable[[], nn.Module] = nn.Tanh) -> nn.Sequential:
     """One hidden layer, uniform start within 1/sqrt(fan in), as PyTorch's."""
-    first, last = nn.utils.skip_init(nn.Linear, inputs, width), nn.utils.skip_init(nn.Linear, width, outputs)
+    first, last = blank(inputs, width), blank(width, outputs)
     random = generator(seed, KEY, 1, width)
     with torch.no_grad():
         for layer, fan_in in ((first, inputs), (last, width)):
@@ -86,15 +86,16 @@ def autoencoder(values: Mapping[str, Any], seeds: Sequence[int], context: Contex
     covariance, width = x.T @ x / len(x), values["width"]
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
+    rows = 8 * vectors * eigenvalues.clamp_min(0).sqrt() @ vectors.T  # 64 rows with the covariance of all images, so of the same loss
     result = Result()
     for modes, told in autoencoder_losses(eigenvalues.tolist(), width, width + 1):
         chosen = vectors[:, list(modes)]
-        encoder, decoder = nn.Linear(64, width, bias=False), nn.Linear(width, 64, bias=False)
-        model = nn.Sequential(encoder, decoder).double()
+        encoder, decoder = (blank(*size, bias=False, dtype=F64) for size in ((64, width), (width, 64)))
+        model = nn.Sequential(encoder, decoder)
         with torch.no_grad():
             encoder.weight.copy_(chosen.T)
             decoder.weight.copy_(chosen)
-        objective = Objective(model, _reconstruction, [x])
+        objective = Objective(model, _reconstruction, [rows])
         spectrum = extreme_eigenvalues(objective, tolerance=1e-4, max_products=120)
         row: Row = {"modes": "".join(str(m + 1) for m in modes), "told": told, "loss": objective.loss()}
         row |= {
