@@ -28,8 +28,9 @@ def opened(browser, path, width, height, **options):
     page.on("pageerror", lambda e: trouble.append(str(e)))
     page.on("dialog", lambda d: (trouble.append(f"dialog {d.message}"), d.dismiss()))
     page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else trouble.append(r.url))
+    page.set_default_timeout(120_000)  # a busy machine draws slowly
     page.goto(path.as_uri())
-    page.wait_for_function("[...document.querySelectorAll('figure')].every(f => f.querySelector('.main-svg'))", timeout=20_000)
+    page.wait_for_function("[...document.querySelectorAll('figure')].every(f => f.querySelector('.main-svg'))", timeout=120_000)
     return page, trouble
 
 
@@ -80,6 +81,7 @@ def test_the_page_of_a_study_shows_its_claims_and_fits(browser, tmp_path, width,
     page.on("console", lambda m: trouble.append(m.text))
     page.on("pageerror", lambda e: trouble.append(str(e)))
     page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else trouble.append(r.url))
+    page.set_default_timeout(120_000)
     page.goto((done.folder / "index.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator(".claim").count() == len(done.claims)

@@ -77,11 +77,11 @@ def test_the_row_of_a_known_run():
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_spectra_and_shares_against_dense_hessians(normalised):
-    values = {"part": "spectra", "normalised": normalised, "images": 24, "hidden": 3, "lr": 0.05, "batch": 6}
-    values |= {"steps": 1, "looks": [0], "products": 400}
+    values = {"part": "spectra", "normalised": normalised, "images": 12, "hidden": 2, "lr": 0.05, "batch": 6}
+    values |= {"steps": 1, "looks": [0], "products": 200}
     (row,) = STUDY.run(values, [2], Context()).rows
-    model = _deep(2, 3, normalised).double()
-    x, y = _pixels(24)
+    model = _deep(2, 2, normalised).double()
+    x, y = _pixels(12)
 
     def loss(out):
         return nn.functional.cross_entropy(out, y)

@@ -80,7 +80,7 @@ def scales(rows: Tensor) -> Scales:
         return Scales(mean, spread, varies, size, 1.0, size**2 + 1, 1.0)
     kept = x[:, varies]
     largest, standardised = _top(kept), _top((kept - mean[varies]) / spread[varies])
-    slow = float(torch.quantile(spread[varies], QUICKEST))
+    slow = float(torch.quantile(spread[varies], QUICKEST, interpolation="lower"))
     return Scales(mean, spread, varies, size, largest / slow**2 / standardised, largest, standardised)
 
 

@@ -145,7 +145,7 @@ def spectra(values: Mapping[str, Any], seeds: Sequence[int], context: Context) -
 
 def _spectrum(model: nn.Module, x: Tensor, y: Tensor, products: int, seed: int, result: Result) -> Row:
     objective = Objective(model, _cross_entropy, [(x, y)], mode="train", seed=seed)
-    found = extreme_eigenvalues(objective, k=FAR, tolerance=1e-3, max_products=products, seed=seed)
+    found = extreme_eigenvalues(objective, k=FAR, tolerance=1e-6, max_products=products, seed=seed)
     gradient = objective.gradient().double()
     inside = found.top_vectors[:TOP].double() @ gradient
     values, weights = density(found, width=0.01 * found.largest)
