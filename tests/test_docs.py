@@ -59,7 +59,8 @@ def test_readme_lists_the_exit_codes() -> None:
 def test_readme_names_every_option() -> None:
     commands = next(a.choices for a in cli._parser()._actions if isinstance(a.choices, dict))
     for command, shown in (
-        ("diagnose", r"gradoscope diagnose TARGET (.*?)\ngradoscope study"),
+        ("diagnose", r"gradoscope diagnose TARGET (.*?)\ngradoscope landscape"),
+        ("landscape", r"gradoscope landscape TARGET (.*?)\ngradoscope study"),
         ("study", r"gradoscope study NAME(.*?)\ngradoscope list"),
     ):
         known = set(re.findall(r"--[a-z-]+", commands[command].format_help()))

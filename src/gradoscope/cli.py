@@ -22,6 +22,11 @@ CODES = """exit codes:
   2  wrong usage                    70  an error in gradoscope itself
   3  the training cannot be run    130  interrupted with Ctrl-C
 """
+WITHOUT_CHECK = """exit codes:
+  0  done                            4  a result cannot be written
+  2  wrong usage                    70  an error in gradoscope itself
+  3  the training cannot be run    130  interrupted with Ctrl-C
+"""
 TARGET = """what to diagnose:
   digits:deep-sigmoid        a problem of the catalogue (see: gradoscope list problems)
   parity:d=30,lr=0.1         the same with options
@@ -119,7 +124,7 @@ def _add_landscape(commands: Any) -> None:
         "landscape",
         help="draw the loss around a training's path, and answer five questions about it",
         description=TARGET.replace("what to diagnose", "whose landscape"),
-        epilog=CODES,
+        epilog=WITHOUT_CHECK,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target", metavar="TARGET", help="whose landscape, see above")
