@@ -47,7 +47,7 @@ class Sharpening(Study):
         for lr in RATES[scale]:
             time = 120.0 if quick else 400.0 if lr == 0.1 else 240.0
             values = {"part": "edge", "lr": lr, "time": time, "images": 200 if quick else 500, "hidden": 32, "look": 4.0}
-            found.append(Setting(values, 5, 5, 5e-4 * time / lr * (0.5 if quick else 1)))
+            found.append(Setting(values, 5, 5, 9e-4 * time / lr * (0.5 if quick else 1)))
         common = {"part": "spectra", "images": 300 if quick else 1000, "hidden": 32 if quick else 64, "lr": 0.05, "batch": 64}
         found += [
             Setting(
@@ -178,7 +178,7 @@ def _outliers(scale: Scale) -> list[Claim]:
         ),
         *(
             Claim(
-                f"concentration-{word}",
+                f"concentration-{word.replace(' ', '-')}",
                 f"Without batch normalisation most of the gradient lies in the ten top eigenvectors {word} (step {step}): its share.",
                 f"{stated}: gradient energy concentrates in the outliers' eigenspaces",
                 column("share", step, False),
