@@ -26,6 +26,7 @@ from gradoscope.standing import Standing
 from gradoscope.state import State
 from gradoscope.trace import POINTS, Recording, Trace, run
 from gradoscope.training import Live, Training, enough
+from gradoscope.unseen import by_heart
 
 __all__ = ["Case", "Trace"]
 
@@ -247,7 +248,7 @@ class Case(Standing):
             trace.failed = f"{type(error).__name__}: {error}"
             trace.probe = trace.probe or [self.baseline.probe[0]]
             trace.validation = trace.validation or self.baseline.validation[:1]
-        self.seconds_forks += time.perf_counter() - began if self._step_seconds is None else self._nominal(remedy, steps)
+        self.charge(time.perf_counter() - began, remedy, steps)
         return trace
 
     def _nominal(self, remedy: Remedy, steps: int) -> float:
@@ -275,6 +276,11 @@ class Case(Standing):
             return float(many if per_epoch is None else min(many, max(1, per_epoch)))
         own = (self.batches.batch_size or 1) * self.training.accumulate
         return remedy.examples_per_step() * steps / max(1, own * (self.steps - self.steps // 2))
+
+    def material(self, c: Counterfactual) -> bool | None:
+        """Whether a counterfactual gains materially, and not only on the examples that it trained on: see `Standing.material`."""
+        value = super().material(c)
+        return False if value is not False and by_heart(self, c) else value
 
     def validate(self, remedy: Remedy, parts: slice = slice(None)) -> Counterfactual:
         """Train under a remedy from the start and compare the validation losses at the end.
@@ -315,7 +321,7 @@ class Case(Standing):
             trace.failed = f"{type(error).__name__}: {error}"
             trace.probe = trace.probe or [self.baseline.probe[0]]
             unchanged = self.capped(self.baseline.result())
-        self.seconds_forks += time.perf_counter() - began if self._step_seconds is None else self._nominal(remedy, self.steps)
+        self.charge(time.perf_counter() - began, remedy, self.steps)
         first, changed = trace.probe[0][1], trace.result()
         best = min(float(np.mean(unchanged)), float(np.mean(changed)))
         scale = max(float(np.mean(first)) - best, 1e-12)
@@ -347,6 +353,15 @@ class Case(Standing):
             if key in self._traces and remedy.name not in self._validated
         ]
         return (*on_training, *self._validated.values())
+
+    def tried(self, c: Counterfactual) -> tuple[Remedy, Trace] | None:
+        """The change and the run behind a counterfactual of this case; None where it has none of its own."""
+        key = (c.remedy, c.start, c.steps)
+        return (self._remedies[key], self._traces[key]) if key in self._traces else None
+
+    def charge(self, seconds: float, remedy: Remedy, steps: int) -> None:
+        """Count a fork's time against what forks may take together."""
+        self.seconds_forks += seconds if self._step_seconds is None else self._nominal(remedy, steps)
 
     @property
     def _remedies(self) -> dict[tuple[str, int, int], Remedy]:

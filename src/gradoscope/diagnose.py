@@ -18,8 +18,10 @@ from gradoscope.case import Case
 from gradoscope.diagnosis import Diagnosis, Evidence, Finding, Health, Verdict
 from gradoscope.errors import GradoscopeError
 from gradoscope.obstacles import Mechanism, Obstacle, all_obstacles, evidence
-from gradoscope.obstacles._floor import better_learner, try_alternatives
+from gradoscope.obstacles._floor import try_alternatives
+from gradoscope.references import better_learner
 from gradoscope.training import Training
+from gradoscope.unseen import by_heart
 
 __all__ = ["diagnose", "diagnose_run", "examine"]
 
@@ -207,7 +209,7 @@ def judge_health(case: Case, known: dict[str, Finding]) -> Health:
     """Healthy: it progresses as well as its alternatives do, or has converged at the best known level."""
     present = [f for f in known.values() if f.status == "present"]
     found: list[Evidence] = []
-    share = case.shortfall
+    share = case.shortfall  # of the best run; without those that only learnt by heart, where there are such
     removed = (case.start_level - case.final) / max(case.start_level - min(case.best, case.final), 1e-12)
     start, end = case.initial, case.final
     drop = _drop(case)
@@ -220,7 +222,13 @@ def judge_health(case: Case, known: dict[str, Finding]) -> Health:
     headroom = case.headroom
     if headroom is not None:
         found.append(evidence("headroom", headroom, f"{headroom:.1%} of what any model could remove is left", supports=headroom < T.MINOR))
-    tried = [c for c in case.trials() if c.on == "training" and not c.failed]
+    ran = [c for c in case.trials() if c.on == "training" and not c.failed]
+    tried = [c for c in ran if not by_heart(case, c)]
+    if len(tried) < len(ran):
+        share = max((c.shortfall for c in tried), default=0.0)
+        heart = max((c for c in ran if c not in tried), key=lambda c: c.shortfall)
+        says = f"what {heart.remedy} gains on the training examples ({heart.shortfall:.0%}) does not show on new ones: learnt by heart"
+        found.append(evidence("learnt_by_heart", heart.shortfall, says))
     if tried:
         best = max(tried, key=lambda c: c.shortfall)
         says = f"The best of {len(tried)} alternatives, {best.remedy}, gains {max(0.0, best.shortfall):.0%} of all there was to remove"

@@ -2,6 +2,7 @@
 
 __all__ = [
     "ALPHA",
+    "BY_HEART",
     "CLIFF",
     "DEAD_SHARE",
     "EXPLAINED",
@@ -53,7 +54,8 @@ TIMES_FASTER = 3.0
 SIGMAS = 3.0
 """Standard errors that a gain must exceed: the best of a dozen counterfactuals exceeds two by chance in a quarter of cases."""
 
-
+BY_HEART = 0.5
+"""A gain of which surely not half shows on new examples, and maybe nothing, is examples learnt by heart."""
 EXPLAINED = 0.8
 """A remedy that gains less than four fifths of what another one does may only soften the other's obstacle."""
 

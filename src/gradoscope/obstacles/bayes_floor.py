@@ -6,7 +6,8 @@ from gradoscope.case import Case
 from gradoscope.diagnosis import Evidence, Finding
 from gradoscope.learners import THIS_MODEL
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
-from gradoscope.obstacles._floor import better_learner, learnt, material_gain, repeats, scores
+from gradoscope.obstacles._floor import learnt, material_gain
+from gradoscope.references import better_learner, repeats, scores
 
 __all__ = ["OBSTACLE", "BayesFloor"]
 

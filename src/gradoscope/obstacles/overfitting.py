@@ -109,15 +109,8 @@ class Overfitting(Obstacle):
         return tried
 
     def _early_stop(self, case: Case) -> Counterfactual:
-        points = case.baseline.validation
-        # Chosen on one half of the parts and judged on the other, both ways round.
-        changed = np.array(points[0][1], dtype=float)
-        steps = []
-        for choose, judge in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
-            step, losses = min(points, key=lambda p: float(np.mean(p[1][choose])))
-            changed[judge] = losses[judge]
-            steps.append(step)
-        return case.judge_validation(_EarlyStop(min(steps)), changed, case.baseline.curve("validation"), slice(None))
+        changed, step = case.baseline.lowest("validation")
+        return case.judge_validation(_EarlyStop(step), changed, case.baseline.curve("validation"), slice(None))
 
     def _more_data(self, case: Case) -> Counterfactual | None:
         train, valid = case.batches, case.validation

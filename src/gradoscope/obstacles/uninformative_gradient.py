@@ -6,7 +6,8 @@ from gradoscope.case import Case
 from gradoscope.diagnosis import Evidence, Finding
 from gradoscope.learners import PARITY, THIS_MODEL
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
-from gradoscope.obstacles._floor import learnt, material_gain, memorises, repeats, scores
+from gradoscope.obstacles._floor import learnt, material_gain, memorises
+from gradoscope.references import repeats, scores
 
 __all__ = ["OBSTACLE", "UninformativeGradient"]
 

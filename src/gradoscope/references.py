@@ -1,0 +1,75 @@
+"""What independent learners make of a case's examples: whether anything in them holds for new ones."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from gradoscope import thresholds as T
+from gradoscope.errors import GradoscopeError
+from gradoscope.guard import untouched
+from gradoscope.learners import THIS_MODEL, Score, as_examples, reference_scores, repeated_noise
+from gradoscope.training import Live
+
+if TYPE_CHECKING:
+    from gradoscope.case import Case
+
+__all__ = ["better_learner", "nothing_general", "repeats", "scores"]
+
+
+def scores(case: Case) -> list[Score] | None:
+    """What independent learners get on new examples, or None where the examples are no (input, target) tensors."""
+
+    def read(live: Live) -> list[Score] | None:
+        examples = as_examples(live.batches.sample(4096, "fresh"))
+        if examples is None or case.training.loss_fn is None:
+            return None
+        x, y = examples
+        if x.shape == y.shape and torch.equal(x, y):
+            return None  # an autoencoder's target is its input, which any learner without a bottleneck repeats
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(case.seed))[:4096]
+        if y.dim() > 2 or (y.dim() == 2 and y.shape[1] > 1 and not y.is_floating_point()) or x[0].numel() > 4096:
+            return None
+        x, y = x[order], y[order]
+        with untouched(live.model, seed=0), torch.no_grad():
+            live.model.eval()
+            output = live.model(x.to(live.device))
+        same_inputs.append(repeated_noise(x, y))
+        return reference_scores(x, y, output=output if isinstance(output, torch.Tensor) else None, seed=case.seed)
+
+    same_inputs: list[tuple[float, int] | None] = []
+    try:
+        found: list[Score] | None = case.measure("scores", max(case.baseline.states), read)
+    except (GradoscopeError, RuntimeError, ValueError, TypeError, IndexError):
+        found = None
+        case.remember("scores", max(case.baseline.states), None)
+    if same_inputs:
+        case.remember("repeats", max(case.baseline.states), same_inputs[0])
+    return found
+
+
+def better_learner(case: Case) -> Score | None:
+    """The best independent learner that beats the model itself on the same new examples beyond doubt, or None."""
+    found = scores(case) or []
+    own = next((s for s in found if s.learner == THIS_MODEL), None)
+    others = [s for s in found if s.learner != THIS_MODEL]
+    if own is None or not others:
+        return None
+    best = max(others, key=lambda s: s.skill)
+    margin = best.skill - own.skill
+    return best if margin > T.MINOR and margin > T.SIGMAS * math.hypot(best.se, own.se) else None
+
+
+def repeats(case: Case) -> tuple[float, int] | None:
+    """What rows with equal inputs tell of the noise in the targets, see `learners.repeated_noise`."""
+    scores(case)
+    found: tuple[float, int] | None = case.recall("repeats", max(case.baseline.states))
+    return found
+
+
+def nothing_general(case: Case) -> bool:
+    """Whether learners could be fitted, and none of them does better than a constant answer on new examples."""
+    others = [s for s in scores(case) or [] if s.learner != THIS_MODEL]
+    return bool(others) and not any(s.better for s in others)
