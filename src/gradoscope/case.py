@@ -70,11 +70,11 @@ class Case(Standing):
         budget: float = 0.05,
         step_seconds: float | None = None,
     ) -> None:
-        self._step_seconds = step_seconds
+        self.step_seconds = step_seconds
         self.training, self.seed, self.device = training, seed, device
         self.counterfactuals = counterfactuals
         self.notes: list[str] = []
-        self._progress, self._limit, self._start, self._initial = progress, limit, start, initial
+        self.progress, self._limit, self.start, self._initial = progress, limit, start, initial
         self._recording = None if record is None else Recording(record, budget)
         self.first = start.step if start is not None else 0
         self.steps = steps or training.steps
@@ -98,8 +98,8 @@ class Case(Standing):
 
     def tell(self, text: str, done: float = 0.0) -> None:
         """Report progress."""
-        if self._progress is not None:
-            self._progress(text, done)
+        if self.progress is not None:
+            self.progress(text, done)
 
     @contextmanager
     def live(self, step: int | None = None, training: Training | None = None) -> Any:
@@ -107,8 +107,8 @@ class Case(Standing):
         with Live.of(training or self.training, seed=self.seed, device=self.device, batches=self.batches) as live:
             if step is not None:
                 self.baseline.states[step].restore(live)
-            elif self._start is not None:
-                self._start.restore(live)
+            elif self.start is not None:
+                self.start.restore(live)
             live.model.train()
             yield live
 
@@ -118,8 +118,8 @@ class Case(Standing):
         if "baseline" not in self._memo:
             self.tell("training as given", 0.02)
             with Live.of(self.training, seed=self.seed, device=self.device, batches=self.batches) as live:
-                if self._start is not None:
-                    self._start.restore(live)
+                if self.start is not None:
+                    self.start.restore(live)
                 rehearse(live, self.validation)
                 self._memo["probes"] = self._make_probes(live)
                 trace = run(
@@ -131,8 +131,8 @@ class Case(Standing):
                     recording=self._recording,
                     tell=lambda share: self.tell("training as given", 0.02 + 0.3 * share),
                 )
-            if self._step_seconds is not None:
-                trace.seconds = trace.seconds_stepping = self._step_seconds * (trace.done - trace.start)
+            if self.step_seconds is not None:
+                trace.seconds = trace.seconds_stepping = self.step_seconds * (trace.done - trace.start)
             self._memo["baseline"] = trace
             self.seconds_baseline = trace.seconds
             if self._limit is None:
@@ -254,7 +254,7 @@ class Case(Standing):
     def _nominal(self, remedy: Remedy, steps: int) -> float:
         """What a fork lasts where every step lasts `step_seconds`."""
         if remedy.takes_optimizer_steps:
-            return (self._step_seconds or 0.0) * steps * remedy.batches_per_step()
+            return (self.step_seconds or 0.0) * steps * remedy.batches_per_step()
         return remedy.examples_per_step() * steps * self.seconds_per_example()
 
     def _compare(self, remedy: Remedy, key: tuple[str, int, int]) -> Counterfactual:
@@ -361,7 +361,7 @@ class Case(Standing):
 
     def charge(self, seconds: float, remedy: Remedy, steps: int) -> None:
         """Count a fork's time against what forks may take together."""
-        self.seconds_forks += seconds if self._step_seconds is None else self._nominal(remedy, steps)
+        self.seconds_forks += seconds if self.step_seconds is None else self._nominal(remedy, steps)
 
     @property
     def _remedies(self) -> dict[tuple[str, int, int], Remedy]:

@@ -14,6 +14,7 @@ from scipy import stats
 
 from gradoscope import readings, series
 from gradoscope import thresholds as T
+from gradoscope.behind import hidden_by, look_behind, look_together
 from gradoscope.case import Case
 from gradoscope.diagnosis import Diagnosis, Evidence, Finding, Health, Verdict
 from gradoscope.errors import GradoscopeError
@@ -123,6 +124,38 @@ def diagnose_run(
 def examine(case: Case, *, budget: float = 0.05, provenance: dict[str, Any] | None = None) -> Diagnosis:
     """Run every obstacle on a case and put the diagnosis together."""
     began = time.perf_counter()
+    known = examined(case)
+    confirmed = look_behind(case, known, examined) if case.counterfactuals else ()
+    health = judge_health(case, known)
+    if case.counterfactuals and health.holds is None and case.baseline.broke is None:
+        confirmed = look_together(case, known, examined)
+        health = judge_health(case, known) if confirmed else health
+    findings = ranked(list(known.values()))
+    verdict = judge(findings, health)
+    case.tell("drawing", 0.95)
+    drawn = series.collect(case)
+    case.tell("done", 1.0)
+    return Diagnosis(
+        name=case.training.name,
+        verdict=verdict,
+        findings=findings,
+        healthy=health,
+        counterfactuals=(*case.trials(), *confirmed),
+        notes=tuple(case.notes),
+        cost={
+            "training_seconds": case.seconds_baseline,
+            "counterfactual_seconds": case.seconds_forks,
+            "total_seconds": time.perf_counter() - began,
+            "ratio": (time.perf_counter() - began) / max(case.seconds_baseline, 1e-9),
+            "forks": len(case.trials()) + len(confirmed),
+        },
+        provenance=_provenance(case, budget) | (provenance or {}),
+        series=drawn,
+    )
+
+
+def examined(case: Case) -> dict[str, Finding]:
+    """The finding of every obstacle on a case; what another one explains is left open."""
     _ = case.baseline
     known: dict[str, Finding] = {}
     if case.counterfactuals and not little_to_gain(case) and case.baseline.broke is None:
@@ -136,29 +169,7 @@ def examine(case: Case, *, budget: float = 0.05, provenance: dict[str, Any] | No
             case.tell(f"examining {obstacle.name}", 0.35 + 0.6 * min(1.0, case.seconds_forks / max(case.limit, 1e-9)))
             known[obstacle.name] = _examine(obstacle, case, known)
     explain(case, known)
-    health = judge_health(case, known)
-    findings = ranked(list(known.values()))
-    verdict = judge(findings, health)
-    case.tell("drawing", 0.95)
-    drawn = series.collect(case)
-    case.tell("done", 1.0)
-    return Diagnosis(
-        name=case.training.name,
-        verdict=verdict,
-        findings=findings,
-        healthy=health,
-        counterfactuals=case.trials(),
-        notes=tuple(case.notes),
-        cost={
-            "training_seconds": case.seconds_baseline,
-            "counterfactual_seconds": case.seconds_forks,
-            "total_seconds": time.perf_counter() - began,
-            "ratio": (time.perf_counter() - began) / max(case.seconds_baseline, 1e-9),
-            "forks": len(case.trials()),
-        },
-        provenance=_provenance(case, budget) | (provenance or {}),
-        series=drawn,
-    )
+    return known
 
 
 def explain(case: Case, known: dict[str, Finding]) -> None:
@@ -174,7 +185,7 @@ def explain(case: Case, known: dict[str, Finding]) -> None:
     for f in present:
         if f is not first and (f.gain or 0.0) < T.EXPLAINED * (first.gain or 0.0):
             says = f"its remedy gains {f.gain:.0%}, that of {first.obstacle} {first.gain:.0%}, which may explain it"
-            missing = (f"the same diagnosis once {first.obstacle} is removed",)
+            missing = (hidden_by(first.obstacle),)
             known[f.obstacle] = replace(f, status="undetermined", confidence=0.5, summary=says, missing=missing, remedy="", code="")
 
 
@@ -294,10 +305,18 @@ def _drop(case: Case) -> Any:
 
 
 def ranked(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Present first by gain, then undetermined, then absent."""
+    """Present first by gain and those behind others last, then undetermined, then absent."""
     order = {"present": 0, "undetermined": 1, "absent": 2}
     return tuple(
-        sorted(findings, key=lambda f: (order[f.status], -(f.gain if f.status == "present" and f.gain is not None else 0.0), f.obstacle))
+        sorted(
+            findings,
+            key=lambda f: (
+                order[f.status],
+                f.behind is not None,
+                -(f.gain if f.status == "present" and f.gain is not None else 0.0),
+                f.obstacle,
+            ),
+        )
     )
 
 

@@ -9,7 +9,7 @@ from gradoscope.measurement import Measurement, plain
 
 __all__ = ["SCHEMA_VERSION", "Counterfactual", "Diagnosis", "Evidence", "Finding", "Health"]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 Status = Literal["present", "absent", "undetermined"]
 Verdict = Literal["healthy", "obstructed", "undetermined"]
 
@@ -98,6 +98,7 @@ class Finding:
         remedy: what to do, one sentence; "" where nothing is advised.
         counterfactual: the name of the counterfactual that confirmed or refuted it.
         summary: one sentence for the table.
+        behind: the obstacle that hides this one: it was found in the training once that one's remedy was applied.
     """
 
     obstacle: str
@@ -111,6 +112,7 @@ class Finding:
     remedy: str = ""
     code: str = ""
     counterfactual: str | None = None
+    behind: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -125,6 +127,7 @@ class Finding:
             "remedy": self.remedy,
             "code": self.code,
             "counterfactual": self.counterfactual,
+            "behind": self.behind,
         }
 
 
@@ -160,7 +163,7 @@ class Diagnosis:
 
     Args:
         verdict: healthy, obstructed or undetermined.
-        findings: present first (by gain), then undetermined, then absent.
+        findings: present first (by gain, those behind others last), then undetermined, then absent.
         healthy: the evidence for health.
         counterfactuals: everything that was tried.
         cost: seconds and passes, of the training and of the diagnosis.
@@ -195,9 +198,14 @@ class Diagnosis:
         if self.verdict == "healthy":
             return f"{self.name}: healthy. {self.healthy.summary}"
         if self.verdict == "obstructed":
-            names = " and ".join(f.obstacle for f in self.present)
-            return f"{self.name}: obstructed by {names}. {self.present[0].summary}"
+            return f"{self.name}: obstructed by {self.obstructed_by()}. {self.present[0].summary}"
         return f"{self.name}: undetermined. {self.healthy.summary}"
+
+    def obstructed_by(self) -> str:
+        """The obstacles that are present, those behind others after them."""
+        first = " and ".join(f.obstacle for f in self.present if f.behind is None)
+        hidden = " and ".join(f.obstacle for f in self.present if f.behind is not None)
+        return f"{first}, and behind that by {hidden}" if hidden else first
 
     def __str__(self) -> str:
         from gradoscope.report.terminal import render_text

@@ -56,19 +56,19 @@ def advance(live: Live, start: int, steps: int, watchers: Sequence[Watcher] = ()
 
 def _step(live: Live, i: int, needs_closure: bool) -> float:
     training = live.training
-    for change in training.changes:
+    for change in training.all_changes:
         replaced = change.replace_step(live, i)
         if replaced is not None:
             return replaced
-    many = training.accumulate * math.prod(c.batches_per_step() for c in training.changes)
+    many = training.accumulate * math.prod(c.batches_per_step() for c in training.all_changes)
     many = _whole_data(live, many)
-    scale = math.prod(c.step_scale() for c in training.changes)
+    scale = math.prod(c.step_scale() for c in training.all_changes)
 
     def closure() -> Tensor:
         live.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=live.device)
         with ExitStack() as stack:
-            for change in training.changes:
+            for change in training.all_changes:
                 stack.enter_context(change.forward_context())
             for j in range(many):
                 loss = scalar(live, i * many + j) / many
@@ -78,7 +78,7 @@ def _step(live: Live, i: int, needs_closure: bool) -> float:
         return total
 
     def prepare_gradients() -> None:
-        for change in training.changes:
+        for change in training.all_changes:
             change.before_step(live)
         if training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_([p for _, p in live.trainable()], training.clip_norm)

@@ -100,7 +100,7 @@ class Objective:
 
         def context() -> AbstractContextManager[Any]:
             stack = ExitStack()
-            for change in live.training.changes:
+            for change in live.training.all_changes:
                 stack.enter_context(change.forward_context())
             return stack
 

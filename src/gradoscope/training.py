@@ -69,6 +69,7 @@ class Training:
         shuffle: whether tensors and datasets come in a new order each epoch.
         name: what reports call it.
         changes: what remedies have altered; not for users.
+        built_in: changes that belong to the training from its start on: every live copy has them before any state is put into it.
     """
 
     model: nn.Module | Callable[[], nn.Module]
@@ -89,6 +90,7 @@ class Training:
     shuffle: bool = True
     name: str = "training"
     changes: tuple[Change, ...] = field(default=(), repr=False)
+    built_in: tuple[Change, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if (self.loss_fn is None) == (self.batch_loss is None):
@@ -114,6 +116,15 @@ class Training:
     def with_change(self, change: Change) -> Self:
         """This training under one more change."""
         return replace(self, changes=(*self.changes, change))
+
+    def settled(self) -> Self:
+        """This training with its changes built in: a training of its own, which can be changed, forked and diagnosed in turn."""
+        return replace(self, changes=(), built_in=self.all_changes)
+
+    @property
+    def all_changes(self) -> tuple[Change, ...]:
+        """What acts on every step: the changes built in, and those made since."""
+        return (*self.built_in, *self.changes)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The scalar that this training minimises, on one batch; the batch stays as it is."""
@@ -204,6 +215,8 @@ class Live:
                     p.grad = grad
 
             live.at_close(put_back)
+        for change in training.built_in:
+            change.prepare(live)
         return live
 
     def __enter__(self) -> Self:

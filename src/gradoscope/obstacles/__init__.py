@@ -17,6 +17,7 @@ from gradoscope.remedies.step_size import StepSize
 __all__ = ["Mechanism", "Obstacle", "all_obstacles", "best_step", "evidence", "sentence"]
 
 
+NO_GAIN = "removing it gains nothing material"  # the summary where the mechanism is there, and its removal alone does not help
 REMEDY_NAMES = frozenset({"rescale", "unblock", "unfreeze"})  # remedies whose names are plain words
 
 
@@ -127,7 +128,7 @@ class Obstacle:
             return self.finding("present", sure, self.summary(best), first, best)
         if material is False:
             sure = chance_below(best, T.MATERIAL)
-            return self.finding("absent", sure, "removing it gains nothing material", first, best)
+            return self.finding("absent", sure, NO_GAIN, first, best)
         return self.finding(
             "undetermined",
             0.5,

@@ -86,7 +86,7 @@ class _Page:
         d = self.diagnosis
         line = Text(d.verdict.upper(), style=f"bold {_COLOUR[d.verdict]}")
         if d.present:
-            line.append(" by " + " and ".join(clean(f.obstacle) for f in d.present), style="bold")
+            line.append(f" by {clean(d.obstructed_by())}", style="bold")
         line.append("  ").append(_line(d.name), style="dim")
         yield line
         summary = d.present[0].summary if d.present else d.healthy.summary
