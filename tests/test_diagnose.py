@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import random
 from dataclasses import replace
 
@@ -11,11 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from gradoscope import thresholds
 from gradoscope.case import Case
 from gradoscope.diagnose import diagnose, diagnose_run, examine
 from gradoscope.guard import private_random
 from gradoscope.obstacles import all_obstacles
 from gradoscope.problems import find
+from gradoscope.readings import overshoot
 from gradoscope.report.schema import load_schema
 from gradoscope.store import Run
 from gradoscope.training import Training
@@ -208,3 +211,50 @@ def test_a_training_that_learns_nothing_is_examined_from_a_checkpoint_too() -> N
     diagnosis = examine(case)
     assert diagnosis["uninformative_gradient"].status in ("present", "undetermined")
     assert not any("a measurement that failed" in m for f in diagnosis.findings for m in f.missing)
+
+
+def test_a_step_that_destroys_the_start_and_is_quiet_ever_after_is_too_large() -> None:
+    """Steps of 1 under Adam throw the logits far off, and saturated units keep the curvature small from then on."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(800, 12, generator=generator)
+    y = (x @ torch.randn(12, 4, generator=generator)).argmax(1)
+
+    def training(lr: float) -> Training:
+        def model() -> nn.Module:
+            return nn.Sequential(nn.Linear(12, 48), nn.Tanh(), nn.Linear(48, 48), nn.Tanh(), nn.Linear(48, 4))
+
+        def adam(parameters: object) -> torch.optim.Optimizer:
+            return torch.optim.Adam(parameters, lr)  # type: ignore[arg-type]  # an iterator of parameters, as everywhere here
+
+        return Training(model=model, optimizer=adam, loss_fn=nn.functional.cross_entropy, data=(x, y), batch_size=32, steps=200)
+
+    right, far = Case(training(3e-3), step_seconds=1e-3), Case(training(1.0), step_seconds=1e-3)
+    assert overshoot(right) < 0.02
+    assert overshoot(far) >= thresholds.OVERSHOOT
+    found = diagnose(training(1.0), step_seconds=1e-3)
+    assert found.present[0].obstacle == "step_too_large"
+
+
+def test_overshoot_by_hand() -> None:
+    """Gradient descent on x^2/2 with one example: a step of 0.5 never rises, one of 2.5 multiplies the loss by 2.25 each time."""
+
+    def case(lr: float) -> Case:
+        def model() -> nn.Module:
+            net = nn.Linear(1, 1, bias=False)
+            nn.init.constant_(net.weight, 1.0)
+            return net
+
+        data = (torch.ones(1, 1), torch.zeros(1, 1))
+        return Case(
+            Training(
+                model=model,
+                optimizer=lambda p: torch.optim.SGD(p, lr),
+                loss_fn=lambda o, t: (o - t).square().mean() / 2,
+                data=data,
+                steps=20,
+            ),
+            step_seconds=1e-3,
+        )
+
+    assert overshoot(case(0.5)) == 0.0
+    assert overshoot(case(2.5)) == math.inf

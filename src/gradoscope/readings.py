@@ -14,6 +14,7 @@ from gradoscope import tree
 from gradoscope.case import Case
 from gradoscope.errors import GradoscopeError
 from gradoscope.guard import second_order_kernels, untouched
+from gradoscope.loop import advance
 from gradoscope.measure.activations import LayerSignal, layer_sensitivity, signal_statistics
 from gradoscope.measure.curvature import Spectrum, extreme_eigenvalues, lanczos
 from gradoscope.measure.information import TargetInformation, batch_information, target_information
@@ -23,6 +24,7 @@ from gradoscope.measure.progress import trend
 from gradoscope.measure.recurrences import recurrences, time_profile
 from gradoscope.measurement import Measurement
 from gradoscope.objective import Objective, flat
+from gradoscope.probe import Probe
 from gradoscope.training import Live, split
 
 __all__ = ["Curvature", "curvature", "information", "moving", "noise", "sensitivity", "signals", "window"]
@@ -203,6 +205,31 @@ def noise(case: Case, step: int, k: int = 16) -> tuple[NoiseStatistics, dict[str
         return None
     reading: tuple[NoiseStatistics, dict[str, Measurement]] = case.measure("noise", step, lambda live: _noise(case, live, step, k))
     return reading
+
+
+def overshoot(case: Case, steps: int = 20) -> float:
+    """What the first steps lose on the very examples they were made of, as a share of what the others gain on theirs.
+
+    A step along a gradient, however noisy, lowers the loss of its own examples if it is short enough. The start is where it has to be:
+    what a too long step destroys there may stay flat, and quiet, ever after.
+
+    Cost: the steps, and two forward passes over each batch.
+    """
+
+    def read(live: Live) -> float:
+        up, down, many = 0.0, 0.0, live.training.accumulate
+        for i in range(case.first, case.first + min(steps, case.baseline.done - case.first)):
+            own = Probe(live, [live.batches.batch(i * many + j) for j in range(many)], "train")
+            before = own.losses(live).mean()
+            advance(live, i, 1)
+            change = float(own.losses(live).mean() - before)
+            if not math.isfinite(change):
+                return math.inf
+            up, down = up + max(change, 0.0), down + max(-change, 0.0)
+        return up / down if down > 0 else math.inf if up > 0 else 0.0
+
+    found: float = case.measure("overshoot", case.first, read)
+    return found
 
 
 def live_full_batch(case: Case) -> bool:

@@ -18,6 +18,7 @@ __all__ = [
     "NOISIER",
     "NOT_LEARNT",
     "OFF_SCALE",
+    "OVERSHOOT",
     "SAME_GRADIENT",
     "SATURATED_SHARE",
     "SCALE_FLOOR",
@@ -69,6 +70,9 @@ ALPHA = 0.01
 STABILITY = 1.9
 """2 is where gradient descent on a quadratic diverges, in units of the optimizer's own limit; 5% for the error of the
 largest eigenvalue, which is approached from below."""
+OVERSHOOT = 0.2
+"""A fifth of what steps gain on the examples they were made of is lost again by steps that raise the loss of theirs: a short enough step
+never does."""
 SMALL_STEP = 0.1
 """A step of less than a twentieth of the stability limit leaves a factor of ten to larger ones."""
 STIFF_LOWER = 0.2

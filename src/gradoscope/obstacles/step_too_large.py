@@ -62,6 +62,11 @@ class StepTooLarge(Obstacle):
             says = f"the loss of a step's own batch jumps to {peak:.3g}, above the start at {case.initial:.3g}"
             found.append(evidence("largest_batch_loss", peak, says, supports=True, unit="loss"))
         holds = broke is not None or rose or jumped or (worst is not None and (worst.s or 0.0) >= T.STABILITY)
+        if not holds:
+            lost = readings.overshoot(case)
+            holds = lost >= T.OVERSHOOT
+            says = f"the first steps lose {lost:.0%} of what they gain, each on the very examples that it was made of"
+            found.append(evidence("overshoot", lost, says, supports=holds, step=case.first))
         if worst is None and not holds:
             return Mechanism(None, evidence=found, missing=["the optimizer's metric, to compare its step with the curvature"])
         return Mechanism(holds, 0.97, found)
