@@ -22,6 +22,7 @@ from gradoscope.measure.metric import preconditioner, stability_limit
 from gradoscope.measure.noise import NoiseStatistics, expected_step, noise_statistics
 from gradoscope.measure.progress import trend
 from gradoscope.measure.recurrences import recurrences, time_profile
+from gradoscope.measure.twins import twin_share
 from gradoscope.measurement import Measurement
 from gradoscope.objective import Objective, flat
 from gradoscope.probe import Probe
@@ -339,6 +340,23 @@ def signals(case: Case, step: int) -> list[LayerSignal]:
         return signal_statistics(live.model, run)
 
     reading: list[LayerSignal] = case.measure("signals", step, read)
+    return reading
+
+
+def twins(case: Case, step: int) -> dict[str, float]:
+    """The share of units that are copies of another one, by layer, at a checkpoint. Cost: one forward and one backward pass."""
+
+    def read(live: Live) -> dict[str, float]:
+        batch = tree.to_device(live.batches.sample(case.rows(4, 256), "fresh")[0], live.device)
+
+        def run() -> None:
+            loss = live.training.loss(live.model, batch)
+            if loss.requires_grad:
+                torch.autograd.grad(loss, [p for _, p in live.trainable()], allow_unused=True)
+
+        return twin_share(live.model, run)
+
+    reading: dict[str, float] = case.measure("twins", step, read)
     return reading
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "STRETCH",
     "TIMES_FASTER",
     "TIME_RATIO",
+    "TWINS",
     "UNEXPLAINED",
 ]
 
@@ -97,6 +98,8 @@ DEAD_SHARE = 0.95
 """Nearly all units of a layer give the same output for every example: no signal passes."""
 TIME_RATIO = 1e-3
 """The first inputs of a sequence move the loss a thousandth as much as the inputs that move it most."""
+TWINS = 0.5
+"""Half of a layer's units are copies of others: it is at most three quarters as wide as it looks, and most often one unit wide."""
 GROWTH = 100.0
 """Signal or gradient that grows a hundredfold from one end of the network to the other."""
 CLIFF = 10.0

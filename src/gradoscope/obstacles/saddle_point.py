@@ -5,6 +5,7 @@ from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
+from gradoscope.remedies.break_symmetry import BreakSymmetry
 from gradoscope.remedies.line_search import LineSearch
 from gradoscope.remedies.perturb import Perturb
 
@@ -12,10 +13,10 @@ __all__ = ["OBSTACLE", "SaddlePoint"]
 
 
 class SaddlePoint(Obstacle):
-    """The gradient is next to nothing, and the loss falls along negative curvature."""
+    """The gradient is next to nothing and the loss falls along negative curvature, or units are copies of each other and stay so."""
 
     name = "saddle_point"
-    title = "the training sits near a saddle point: no gradient, but negative curvature that leads down"
+    title = "the training sits near a saddle point, or in a symmetric subspace that its steps never leave"
     advice = "Leave the saddle: a larger or asymmetric start, noise, or a step along negative curvature."
     yields_to = ("wrong_loss_output",)
     after = ("step_too_large",)
@@ -54,9 +55,20 @@ class SaddlePoint(Obstacle):
         _, trend, drop = readings.moving(case)
         stuck = drop < T.SLOW
         found.append(evidence("progress", drop, f"the second half removes {drop:.0%} of the excess", supports=stuck, p=trend.p))
-        return Mechanism(near and negative and stuck, 0.97, found)
+        copies = readings.twins(case, case.checkpoint(0.5))
+        layer = max(copies, key=lambda name: copies[name], default=None)
+        symmetric = layer is not None and copies[layer] >= T.TWINS
+        if layer is not None and copies[layer] > 0:
+            says = f"half way, {copies[layer]:.0%} of the units of {layer} are copies of another one: same output, same gradient, and so for ever"
+            found.append(evidence("twin_share", copies[layer], says, supports=symmetric, step=case.checkpoint(0.5)))
+        return Mechanism((near and negative and stuck) or symmetric, 0.97, found)
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
+        copies = readings.twins(case, case.checkpoint(0.5))
+        if max(copies.values(), default=0.0) >= T.TWINS:
+            broken = case.trial(BreakSymmetry())
+            if case.material(broken):
+                return [broken]
         start = self._place(case).step
         if start >= case.first + 0.9 * case.steps:
             start = case.checkpoint(0.5)
@@ -68,7 +80,7 @@ class SaddlePoint(Obstacle):
 
     def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
         """A plain line search along the gradient that does as well means that the saddle is not what holds it."""
-        if best.remedy.startswith("perturb"):
+        if best.remedy.startswith("perturb") or best.remedy == BreakSymmetry.name:
             return None
         along = case.trial(LineSearch("gradient"), start=best.start)
         r = self._place(case)
