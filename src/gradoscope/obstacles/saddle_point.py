@@ -59,7 +59,7 @@ class SaddlePoint(Obstacle):
         layer = max(copies, key=lambda name: copies[name], default=None)
         symmetric = layer is not None and copies[layer] >= T.TWINS
         if layer is not None and copies[layer] > 0:
-            says = f"half way, {copies[layer]:.0%} of the units of {layer} are copies of another one: same output, same gradient, and so for ever"
+            says = f"half way, {copies[layer]:.0%} of the units of {layer} are copies of another one, with the same gradient"
             found.append(evidence("twin_share", copies[layer], says, supports=symmetric, step=case.checkpoint(0.5)))
         return Mechanism((near and negative and stuck) or symmetric, 0.97, found)
 
