@@ -1,7 +1,8 @@
 """Copies reference results of studies into docs/studies and writes its README: `python docs/make_studies.py FOLDER`.
 
 FOLDER is what `gradoscope study ... --scale paper --out FOLDER` wrote. For each study in it the claims, the provenance and the figures
-are copied; the table of all claims is written anew from what lies in docs/studies.
+are copied; the table of all claims is written anew from what lies in docs/studies. What a reader should know of a run beyond its claims
+stands in docs/studies/remarks/NAME.md.
 """
 
 import json
@@ -53,6 +54,9 @@ def page() -> str:
         told = json.loads((HERE / name / "provenance.json").read_text(encoding="utf-8"))
         machine = f"{', '.join(told['machines'])}; PyTorch {', '.join(told['torch'])}"
         out.append(f"\n## {study.title} (`{name}`)\n\n{study.source}. {duration(told['cpu_seconds'])} of processor time on {machine}.\n")
+        remark = HERE / "remarks" / f"{name}.md"
+        if remark.exists():
+            out.append(remark.read_text(encoding="utf-8"))
         out += ["| claim | outcome | measured | criterion | values |", "|---|---|---|---|---|"]
         for claim in map(judged, json.loads(file.read_text(encoding="utf-8"))["claims"]):
             cells = [claim.says, outcome(claim)[0], value(claim), claim.criterion, str(claim.seeds)]
