@@ -141,7 +141,7 @@ def _gains(case: Case, c: Counterfactual) -> bool:
 
 
 def _seen_behind(f: Finding, first: str, used: Counterfactual, says: str) -> Finding:
-    told = tuple(replace(e, says=f"With {used.remedy}: {e.says}") for e in f.evidence)
+    told = tuple(replace(e, says=f"With {used.remedy}: {e.says[:1].lower()}{e.says[1:]}") for e in f.evidence)
     return replace(f, summary=sentence(says), evidence=told, counterfactual=f"{used.remedy} + {f.counterfactual}", behind=first)
 
 

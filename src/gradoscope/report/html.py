@@ -199,7 +199,8 @@ def _actions(diagnosis: Diagnosis) -> list[dict[str, str]]:
         code = f.code or (tried.code if tried is not None else "")
         worth, within = words.percent(f.gain), words.interval(f.gain_interval)
         why = (
-            f"Removed {worth} of the remaining excess loss when it was tried{f' (95% interval {within})' if within else ''}."
+            f"Removed {worth} of the remaining excess loss when it was tried"
+            f"{' beside the change above' if f.behind else ''}{f' (95% interval {within})' if within else ''}."
             if worth != "–"
             else ""
         )
