@@ -1,7 +1,7 @@
 """Attach to a live training loop, within a budget, without changing what it computes."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from gradoscope.errors import CannotRun, Usage
 from gradoscope.store import Run
 from gradoscope.training import Live, Training, check_parameters
-from gradoscope.watching.attach import Hook, SeenLoss, Step, nested_step, tell, unwrap
+from gradoscope.watching.attach import SeenLoss, Step, listen, nested_step, tell, unwrap
 from gradoscope.watching.budget import Budget, Kind, Timetable
 from gradoscope.watching.calls import Calls, Reservoir, keep
 from gradoscope.watching.look import Look
+from gradoscope.watching.outlets import Outlets, Sink
 from gradoscope.watching.rebuild import NO_TARGETS, notes, rebuild, summary
 from gradoscope.watching.replay import first_nonfinite_layer, model_on_batch
 from gradoscope.watching.snapshots import Snapshots
@@ -42,6 +43,7 @@ def watch(
     target: str | None = None,
     steps: int | None = None,
     name: str | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> "Watch":
     r"""Watch a training from its own loop; nothing that the loop computes changes.
 
@@ -81,11 +83,12 @@ def watch(
         target: how the training is made, for the recorded run: a catalogue name or "path/file.py:function".
         steps: how many steps are planned.
         name: what reports call it.
+        sinks: where records and the diagnosis go besides, e.g. `gradoscope.integrations.sinks.TensorBoard("runs/first")`.
 
     Raises:
         CannotRun: where the optimizer holds other parameters than the model's.
         CannotWrite: where `record` cannot be written.
-        Usage: where both losses are given, or the budget is negative.
+        Usage: where both losses are given, the budget is negative, or a sink is none.
 
     Cost: one copy of the state; then at most `budget` times the training's own time. The first look may exceed it.
 
@@ -106,11 +109,11 @@ def watch(
         raise Usage("watch() takes `loss_fn(output, target)` or `batch_loss(model, batch)`, not both.")
     if not budget >= 0:
         raise Usage(f"`budget` is a share of the training's own time, such as 0.05; got {budget!r}.")
-    run = None
+    outlets = Outlets(None, sinks)
     if record is not None:
-        run = Run.create(record, target=target, name=name or "", steps=steps, settings={"budget": budget})
+        outlets.run = Run.create(record, target=target, name=name or "", steps=steps, settings={"budget": budget})
     recipe = {"data": data, "validation": validation, "metric": metric, "batch_loss": batch_loss, "name": name or "watched training"}
-    return Watch(model, optimizer, loss_fn, schedule=schedule, budget=Budget(budget), run=run, recipe=recipe)
+    return Watch(model, optimizer, loss_fn, schedule=schedule, budget=Budget(budget), outlets=outlets, recipe=recipe)
 
 
 class Watch:
@@ -134,18 +137,19 @@ class Watch:
         *,
         schedule: Any,
         budget: Budget,
-        run: Run | None,
+        outlets: Outlets,
         recipe: dict[str, Any],
     ) -> None:
         started = time.perf_counter()
-        self.model, self.optimizer, self.schedule, self.budget, self.run, self.recipe = model, optimizer, schedule, budget, run, recipe
+        self.model, self.optimizer, self.schedule, self.budget, self.recipe = model, optimizer, schedule, budget, recipe
+        self.outlets, self.run = outlets, outlets.run
         self.inner, self.criterion = unwrap(model), loss_fn
         check_parameters(self.inner, optimizer)
         self.loss_fn = loss_fn if loss_fn is None or isinstance(loss_fn, nn.Module) else SeenLoss(loss_fn, self)
         self.calls = Calls(loss_fn, Reservoir(count=64 if recipe["data"] is None else 4))
         self.steps, self.skipped_updates, self.failure = 0, 0, ""
         self.records: list[dict[str, Any]] = []
-        self.snapshots = Snapshots(self.inner, optimizer, schedule, run)
+        self.snapshots = Snapshots(self.inner, optimizer, schedule, self.run)
         self.snapshots.keep(0)
         self.calls_per_step: list[int] = []
         self.first_epoch: int | None = getattr(schedule, "last_epoch", None)
@@ -211,6 +215,11 @@ class Watch:
         """
         return Step(self, batch, scaler)
 
+    def mark(self) -> None:
+        """Say that batches and losses are named from now on, so that model and loss get no hooks."""
+        self.explicit = True
+        self._unhook()
+
     def training(self) -> Training:
         """The training that was seen, from its start: copies of model and optimizer, the batches, the loss.
 
@@ -235,7 +244,9 @@ class Watch:
 
         with self._lent() as (training, _):
             found: Diagnosis = diagnose(training, **options)
-        return replace(found, notes=(*found.notes, *notes(self)), provenance=found.provenance | {"watch": summary(self)})
+        found = replace(found, notes=(*found.notes, *notes(self)), provenance=found.provenance | {"watch": summary(self)})
+        self.outlets.diagnosis(found)
+        return found
 
     @contextmanager
     def _lent(self) -> Iterator[tuple[Training, Live]]:
@@ -282,7 +293,7 @@ class Watch:
         if self._block is None:
             self._count()
         else:
-            self._block.fired = True
+            self._block.stepped(getattr(optimizer, "found_inf", None))
 
     def _count(self) -> None:
         """One optimizer step is over."""
@@ -295,9 +306,8 @@ class Watch:
     def enter(self, block: Step) -> None:
         """A step that the user marks begins."""
         self._block = block
-        if block.batches and not self.explicit:
-            self.explicit = True
-            self._unhook()
+        if block.batches:
+            self.mark()
 
     def leave(self, block: Step, *, failed: bool) -> None:
         """A step that the user marks is over."""
@@ -308,8 +318,7 @@ class Watch:
             if self.looking is not None:
                 self.guarded(self._arm, self.looking.kind)
             return
-        found = getattr(self.optimizer, "found_inf", None) if self.looking is not None else None
-        block.skipped = not block.fired or (isinstance(found, Tensor) and bool(found.item()))
+        block.skipped = not block.fired or (self.looking is not None and block.overflowed())
         self.skipped_updates += block.skipped
         if self.looking is not None:
             self.guarded(self._keep_block, block)
@@ -338,8 +347,7 @@ class Watch:
                 tell(f"the watch can record this training but not diagnose it: {NO_TARGETS}")
         self._disarm()
         self.records.append(record)
-        if self.run is not None:
-            self.run.append(record)
+        self.outlets.record(record)
         if look.kind == "checkpoint":
             self.snapshots.keep(self.steps)
         self._times.looked(self.steps, look.kind)
@@ -356,17 +364,8 @@ class Watch:
         """Look at the coming step: only now do the modules get hooks, so that most steps run without any."""
         self._disarm()
         self.looking = Look(kind, self.optimizer, self._parameters(), self.calls.losses, self._locate)
-        if self.explicit:
-            return
-        self._handles = [
-            self.model.register_forward_pre_hook(
-                Hook(lambda module, args, kwargs: self.guarded(self.calls.inputs, args, kwargs)), with_kwargs=True
-            ),
-            self.model.register_forward_hook(Hook(lambda module, args, output: self.calls.output(output))),
-        ]
-        if isinstance(self.criterion, nn.Module):
-            seen = Hook(lambda module, args, kwargs, loss: self.saw_loss(args, kwargs, loss))
-            self._handles.append(self.criterion.register_forward_hook(seen, with_kwargs=True))
+        if not self.explicit:
+            self._handles = listen(self, self.model, self.criterion)
 
     def _unhook(self) -> None:
         for handle in self._handles:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradoscope.errors import CannotRun
+
 if TYPE_CHECKING:
     from gradoscope.watch import Watch
 
-__all__ = ["Hook", "SeenLoss", "Step", "nested_step", "tell", "unwrap"]
+__all__ = ["Hook", "SeenLoss", "Step", "listen", "nested_step", "tell", "unwrap"]
 
 
 class Hook:
@@ -31,6 +33,19 @@ class Hook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Hook, (None,))
+
+
+def listen(watch: "Watch", model: nn.Module, criterion: Any) -> list[Any]:
+    """Hook the model, and a loss that is a module, for one step; returns the handles."""
+    inputs = Hook(lambda module, args, kwargs: watch.guarded(watch.calls.inputs, args, kwargs))
+    handles: list[Any] = [
+        model.register_forward_pre_hook(inputs, with_kwargs=True),
+        model.register_forward_hook(Hook(lambda module, args, output: watch.calls.output(output))),
+    ]
+    if isinstance(criterion, nn.Module):
+        seen = Hook(lambda module, args, kwargs, loss: watch.saw_loss(args, kwargs, loss))
+        handles.append(criterion.register_forward_hook(seen, with_kwargs=True))
+    return handles
 
 
 class SeenLoss:
@@ -70,6 +85,7 @@ class Step:
         self._watch, self.scaler = watch, scaler
         self.batches: list[Any] = [] if batch is None else [batch]
         self.fired = self.skipped = False
+        self._found_inf: Tensor | None = None
 
     def __enter__(self) -> Self:
         self._watch.enter(self)
@@ -77,6 +93,15 @@ class Step:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._watch.leave(self, failed=kind is not None)
+
+    def stepped(self, found_inf: Any) -> None:
+        """The optimizer's step ran; a fused one is told inside by a gradient scaler whether to do nothing."""
+        self.fired = True
+        self._found_inf = found_inf if isinstance(found_inf, Tensor) else None
+
+    def overflowed(self) -> bool:
+        """Whether a fused optimizer ran and did nothing because of an overflow; this waits for the device."""
+        return self._found_inf is not None and bool(self._found_inf.item())
 
     def batch(self, batch: Any) -> None:
         """Name one more batch that this step averages over."""
@@ -102,14 +127,25 @@ def tell(message: str) -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside a compiled one, or inside a wrapper for several ranks."""
+    """The module inside a compiled one, or inside a wrapper for several ranks.
+
+    Raises:
+        CannotRun: where parameters are sharded over ranks: the norm of a shard is no norm, and a whole one needs all ranks.
+    """
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
         if not isinstance(inner, nn.Module):
-            return model
+            break
         model = inner
+    for name, p in model.named_parameters():
+        if hasattr(p, "device_mesh") or type(p).__name__ == "FlatParameter":
+            raise CannotRun(
+                f"the parameters are sharded over ranks ({name} is a {type(p).__name__}), so that no rank holds a whole gradient. "
+                "Watch a smaller training of the same model on one rank, or with DistributedDataParallel."
+            )
+    return model
 
 
 def nested_step(optimizer: Optimizer) -> bool:

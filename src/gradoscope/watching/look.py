@@ -40,28 +40,28 @@ class Look:
         self.losses: list[Tensor] = []
         self.closure = False
         self.refused = False  # the gradient scaler did not let the optimizer step
+        self._earlier = 0  # losses of batches that were accumulated before the one in the closure
+        self._told = 0  # how often the gradients were said to be complete
         self._record: dict[str, Any] = {}
         self._weights: list[Tensor] | None = None
 
     def unclipped(self, scaler: Any = None) -> None:
         """The gradients are complete, perhaps scaled, and not clipped."""
-        self._gradients("unclipped", _pending_scale(scaler, self.optimizer))
+        self._told += 1
+        if self._told == 1:  # a closure that is called again has moved on from where the step starts
+            self._gradients("unclipped", _pending_scale(scaler, self.optimizer))
 
     def before_step(self, closure: bool) -> None:
         """The optimizer is about to step; with a closure the gradients are only made inside."""
         if "lr" in self._record:
             return  # a step inside a step
-        self.closure = closure
+        self.closure, self._earlier = closure, len(self.losses)
         self._record["lr"] = [float(g["lr"]) for g in self.optimizer.param_groups if "lr" in g]
         if not closure:
-            scale = _scale(self.optimizer)
             if "grad_norm" in self._record:
-                grads = self._grads()[1]
-                clipped = total(read(norms(grads), grads)) / scale
-                if clipped < self._record["grad_norm"] * (1 - 1e-5):
-                    self._record["grad_norm_clipped"] = clipped
+                self._clipped(_scale(self.optimizer))
             else:
-                self._gradients("step", scale)
+                self._gradients("step", _scale(self.optimizer))
         if self.kind != "light":
             with torch.no_grad():
                 self._weights = [p.detach().clone() for _, p in self._named]
@@ -70,6 +70,10 @@ class Look:
         """The optimizer has stepped."""
         if self.closure and "grad_norm" not in self._record:
             self._gradients("closure", 1.0)
+        elif self.closure and self._told == 1:
+            self._clipped(1.0)
+        if self.closure and self._told:
+            self._record["closure_calls"] = self._told
         if self._weights is not None:
             with torch.no_grad():
                 moved = norms([p.detach() - w for (_, p), w in zip(self._named, self._weights, strict=True)])
@@ -92,10 +96,18 @@ class Look:
     def _losses(self) -> Tensor | None:
         losses = self.losses or self._losses_of_calls()
         if self.closure:
-            losses = losses[:1]  # the first one was taken at the weights from which the step starts
+            # The first one in the closure was taken at the weights from which the step starts.
+            losses = losses[: self._earlier + 1]
         if not losses:
             return None
         return torch.stack([loss.reshape(()).float() if loss.dtype.itemsize < 4 else loss.reshape(()) for loss in losses]).mean()
+
+    def _clipped(self, scale: float) -> None:
+        """Compare the gradients as they are now with what they were before clipping."""
+        grads = self._grads()[1]
+        clipped = total(read(norms(grads), grads)) / scale
+        if clipped < self._record["grad_norm"] * (1 - 1e-5):
+            self._record["grad_norm_clipped"] = clipped
 
     def _grads(self) -> tuple[list[str], list[Tensor]]:
         pairs = [(n, p.grad) for n, p in self._named if p.grad is not None]
@@ -141,6 +153,7 @@ ORDER = (
     "grad_norm_clipped",
     "grad_norm_at",
     "lr",
+    "closure_calls",
     "skipped",
     "nonfinite",
     "grad_norms",
