@@ -167,6 +167,19 @@ def test_momentum_is_no_straightness():
     assert found.verdict == "no straighter than chance"
 
 
+def test_a_nearly_straight_path_has_walks_with_its_autocorrelation():
+    """The steps of a short product of weights are so alike that rounding leaves their correlation a little below zero."""
+    w = np.linspace(0.7, 0.95, 10)
+    points = [w]
+    for _ in range(500):
+        w = w + 0.02 * 2 * (1 - w.prod()) * w.prod() / w
+        points.append(w)
+    path = path_of(torch.tensor(np.array(points[::16])))
+    for walk in walks(path, 3, lags=10):
+        assert np.allclose(walk.path.norms, path.norms)
+        assert np.isfinite(walk.path.gram).all()
+
+
 # ------------------------------------------------------------------ the view of the residual
 
 

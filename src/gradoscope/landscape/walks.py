@@ -74,13 +74,22 @@ def walks(path: Path, count: int = 200, *, lags: int = 0, seed: int = 0) -> Iter
     Source: Bartlett 1933; Muirhead 1982, Aspects of Multivariate Statistical Theory, theorem 3.2.14.
     """
     steps, norms = len(path.gram), path.norms
-    root = None if lags == 0 or steps < 2 else np.linalg.cholesky(_correlation(path, min(lags, steps - 1)))
+    root = None if lags == 0 or steps < 2 else _root(_correlation(path, min(lags, steps - 1)))
     for k in range(count):
         vectors = _gaussian(steps, path.dim, np.random.default_rng((seed, 731, lags, k)))
         if root is not None:
             vectors = root @ vectors
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         yield Walk(vectors / np.where(lengths > 0, lengths, 1.0) * norms[:, None], path.dim)
+
+
+def _root(matrix: np.ndarray) -> np.ndarray:
+    """A square root R R' of a correlation matrix; rounding may have left one of nearly straight paths a little below zero."""
+    try:
+        return np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(matrix)
+        return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
 
 
 def _gaussian(count: int, dim: int, rng: np.random.Generator) -> np.ndarray:
