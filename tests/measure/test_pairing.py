@@ -122,3 +122,12 @@ def test_losses_that_refuse_other_outputs_are_no_mismatch() -> None:
 
     assert mismatches(picky, scores().softmax(1), CLASSES) == []
     assert mismatches(F.cross_entropy, scores(), "words") == []
+
+
+def test_shares_of_a_purse_are_no_answer_to_their_returns() -> None:
+    """A softmax spreads one unit over assets, and the loss is minus what they pay: returns are negative too, and nothing is wrong."""
+    g = torch.Generator().manual_seed(0)
+    returns = torch.randn(64, 5, generator=g)
+    shares = torch.randn(64, 5, generator=g, requires_grad=True).softmax(1)
+    assert mismatches(lambda p, r: -(p * r).sum(1).mean(), shares, returns) == []
+    assert [m.activation for m in mismatches(torch.nn.functional.mse_loss, shares, returns)] == ["softmax"]

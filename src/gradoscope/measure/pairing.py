@@ -201,8 +201,14 @@ def _out_of_reach(loss_fn: Loss, output: Tensor, target: Tensor, activation: str
         return
     low, high = _RANGES[activation]
     outside = float(((target < low) | (target > high)).double().mean())
-    # The lowest loss must be at the targets themselves: a hinge loss on -1 and 1, say, does not ask for them.
-    if outside <= REACHED or float(loss_fn(target.to(output), target)) >= float(loss_fn(target.clamp(low, high).to(output), target)):
+    # The lowest loss must be at the targets themselves: a hinge loss on -1 and 1 does not ask for them, and what is paid for shares of
+    # a purse has no lowest value at all once the shares are free.
+    there = float(loss_fn(target.to(output), target))
+    spread = target.double().std().to(output)
+    others = (2 * target.to(output), target.to(output) + spread * _other(output), target.to(output) - spread * _other(output))
+    if outside <= REACHED or there >= float(loss_fn(target.clamp(low, high).to(output), target)):
+        return
+    if any(float(loss_fn(z, target)) < there for z in others):
         return
     says = f"{outside:.0%} of the targets lie where a {activation} cannot reach"
     yield Mismatch(says, activation, loss_fn, loss_fn, "return self.last(x)  # no activation after the last layer")
