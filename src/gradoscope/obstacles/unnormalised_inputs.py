@@ -9,6 +9,7 @@ from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
 from gradoscope.measure.scales import Scales
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
+from gradoscope.remedies.restart import Restart
 from gradoscope.remedies.standardise import Standardise, input_scales, target_scales
 
 __all__ = ["OBSTACLE", "UnnormalisedInputs"]
@@ -56,14 +57,19 @@ class UnnormalisedInputs(Obstacle):
         return tried
 
     def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
-        """A step size that does far better alone means that the inputs' scale is not what holds the training."""
+        """A step size that does far better alone, or another start that does as well, means that the inputs' scale is not what holds it."""
         steps = [c for c in case.trials() if c.remedy.startswith("step_size") and c.on == "training" and not c.failed]
         other = max(steps, key=lambda c: c.shortfall, default=None)
-        if other is None or other.shortfall * T.EXPLAINED < best.shortfall:
-            return None
-        return evidence(
-            f"counterfactual {other.remedy}", other.shortfall, f"{other.remedy} alone gains {other.shortfall:.0%}", supports=False
-        )
+        if other is not None and other.shortfall * T.EXPLAINED >= best.shortfall:
+            says = f"{other.remedy} alone gains {other.shortfall:.0%}"
+            return evidence(f"counterfactual {other.remedy}", other.shortfall, says, supports=False)
+        # Standardised inputs lead a start elsewhere: where it is a matter of luck where a start leads, any other one may do as well.
+        for number in (1, 2):
+            again = case.trial(Restart(number))
+            if case.material(again) and again.shortfall >= T.EXPLAINED * best.shortfall:
+                says = f"{again.remedy}, on the inputs as they are, gains {again.shortfall:.0%}: the start decides, and not the inputs"
+                return evidence(f"counterfactual {again.remedy}", again.shortfall, says, supports=False)
+        return None
 
     @staticmethod
     def _off(s: Scales) -> bool:
