@@ -61,7 +61,8 @@ def test_readme_names_every_option() -> None:
     for command, shown in (
         ("diagnose", r"gradoscope diagnose TARGET (.*?)\ngradoscope landscape"),
         ("landscape", r"gradoscope landscape TARGET (.*?)\ngradoscope study"),
-        ("study", r"gradoscope study NAME(.*?)\ngradoscope list"),
+        ("study", r"gradoscope study NAME(.*?)\ngradoscope trials"),
+        ("trials", r"gradoscope trials (.*?)\ngradoscope list"),
     ):
         known = set(re.findall(r"--[a-z-]+", commands[command].format_help()))
         usage = re.search(shown, read("README.md"), re.DOTALL)

@@ -7,6 +7,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from gradoscope.errors import GradoscopeError, Usage
+from gradoscope.trials import command as trials
 
 if TYPE_CHECKING:
     from gradoscope.diagnosis import Diagnosis
@@ -88,10 +89,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_diagnose(commands)
     _add_landscape(commands)
     _add_study(commands)
+    trials.add(commands, _count, _bar)
     listing = commands.add_parser("list", help="list the problems, studies, obstacles and remedies that there are")
     listing.add_argument("kind", nargs="?", choices=("problems", "studies", "obstacles", "remedies"), help="only these")
     listing.set_defaults(run=_list)
-    schema = commands.add_parser("schema", help="print the JSON Schema of what `diagnose --json` prints")
+    schema = commands.add_parser("schema", help="print the JSON Schema of what --json prints")
+    kinds = ("diagnosis", "landscape", "claims")
+    schema.add_argument(
+        "kind", nargs="?", choices=kinds, default="diagnosis", help="whose: diagnose's (default), landscape's, study's claims"
+    )
     schema.set_defaults(run=_schema)
     return parser
 
@@ -141,7 +147,7 @@ def _add_landscape(commands: Any) -> None:
     parser.add_argument("--steps", type=_count, metavar="N", help="optimizer steps, instead of the training's own")
     parser.add_argument("--seed", type=_seed, metavar="S", help="seed of everything random (default 0, or the recorded run's)")
     parser.add_argument("--device", metavar="D", help="where to train, e.g. cpu or cuda:0 (default: where the model is)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout")
+    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout (see: gradoscope schema landscape)")
     parser.add_argument("--report", metavar="PATH", help="where the HTML page goes (default landscape.html; with --json none)")
     parser.add_argument("--figures", metavar="DIR", help="write every figure as SVG and PNG into this folder")
     parser.set_defaults(run=_landscape)
@@ -164,7 +170,9 @@ def _add_study(commands: Any) -> None:
     where.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster, e.g. 10.0.0.1:6379")
     parser.add_argument("--device", metavar="D", default="cpu", help="what to compute on, e.g. cuda:0 (default cpu)")
     parser.add_argument("--out", metavar="DIR", default="studies", help="each study gets a folder of its name in here (default: studies)")
-    parser.add_argument("--json", action="store_true", help="print the claims as one JSON document to stdout")
+    parser.add_argument(
+        "--json", action="store_true", help="print the claims as one JSON document to stdout (see: gradoscope schema claims)"
+    )
     parser.add_argument("--check", action="store_true", help="exit with 1 if a claim that should hold fails, or the reverse")
     parser.set_defaults(run=_study)
 
@@ -175,7 +183,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from gradoscope import __version__
 
-        parser.exit(message=f"gradoscope {__version__}\n")
+        sys.stdout.write(f"gradoscope {__version__}\n")  # a message of `exit` would go to stderr
+        parser.exit()
 
 
 def _number(text: str, kind: Callable[[str], Any], holds: Callable[[Any], bool], expected: str) -> Any:
@@ -240,12 +249,12 @@ def _study(arguments: argparse.Namespace) -> int:
     return 1 if arguments.check and any(one.surprises for one in done) else 0
 
 
-def _schema(_: argparse.Namespace) -> int:
+def _schema(arguments: argparse.Namespace) -> int:
     import json
 
     from gradoscope.report.schema import load_schema
 
-    sys.stdout.write(json.dumps(load_schema(), indent=2) + "\n")
+    sys.stdout.write(json.dumps(load_schema(arguments.kind), indent=2) + "\n")
     return 0
 
 

@@ -55,7 +55,7 @@ def twin_share(model: nn.Module, run: Callable[[], Any], *, seed: int = 0) -> di
             units = 1 if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else a.dim() - 1
             seen[name] = [_by_unit(a, units)]
             # On a copy of the graph's value: activations in place may overwrite the output itself.
-            a.register_hook(lambda g: seen[name].append(_by_unit(g, units)))
+            a.register_hook(lambda g: seen[name].append(_by_unit(g, units)))  # type: ignore[no-untyped-call]  # torch gives it no types
 
         return look
 
@@ -70,7 +70,7 @@ def twin_share(model: nn.Module, run: Callable[[], Any], *, seed: int = 0) -> di
     finally:
         for handle in handles:
             handle.remove()
-    shares = {name: _twins(*pair, seed=seed) for name, pair in seen.items() if len(pair) == 2 and len(pair[0]) > 1}
+    shares = {name: _twins(pair[0], pair[1], seed) for name, pair in seen.items() if len(pair) == 2 and len(pair[0]) > 1}
     return {name: share for name, share in shares.items() if share is not None}
 
 
