@@ -130,10 +130,10 @@ FAMILY.faulty(
     "saddle_point",
     "medium",
     "All weights start at 0.1: the filters stay copies of one another, and a flat one does not see which way a bar runs.",
-    plan(equal=True),
-    ("a random start", plan()),
+    plan(equal=True, noise=1.0),
+    ("a random start", plan(noise=1.0)),
     SEEN,
-    rivals=(("steps of 0.01", plan(equal=True, lr=0.01)),),
+    rivals=(("steps of 0.01", plan(equal=True, noise=1.0, lr=0.01)),),
 )
 FAMILY.faulty(
     "dead-filters",
@@ -189,8 +189,8 @@ FAMILY.faulty(
     "overfitting",
     "medium",
     "Thirty noisy images are learnt by heart.",
-    plan(rows=30, noise=2.0, batch=20, width=16, lr=0.05),
-    ("2,000 images", plan(rows=2000, noise=2.0, batch=20, width=16, lr=0.05)),
+    plan(rows=30, noise=1.5, batch=20, width=16, lr=0.05),
+    ("2,000 images", plan(rows=2000, noise=1.5, batch=20, width=16, lr=0.05)),
     Success("validation", 0.8),
 )
 FAMILY.faulty(

@@ -49,6 +49,7 @@ def make(
     batch: int = 64,
     steps: int = 250,
     fresh: bool = False,
+    falling: bool = False,
 ) -> Training:
     """Two waves of random phases, variance one; `level` and `size` are the series' own units, `noise` is of what is to be foretold."""
     random = generator(seed, 36)
@@ -65,6 +66,9 @@ def make(
     held = balanced(*sample(random, 300), noise, random)
     spread = noise**0.5
 
+    def schedule(optimizer: torch.optim.Optimizer) -> Any:
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
     return Training(
         name="series-gru",
         model=lambda: Forecaster(width, head=1.0, equal=equal),
@@ -74,6 +78,7 @@ def make(
         validation=held,
         batch_size=batch,
         steps=steps,
+        schedule=schedule if falling else None,
     )
 
 
@@ -157,7 +162,7 @@ FAMILY.healthy("plain", "easy", "Two waves, a GRU.", plan(), FORETOLD)
 FAMILY.healthy(
     "four-windows-a-step",
     "medium",
-    "Four windows a step: a loss that jumps by its own size, around an end that is as good as any.",
-    plan(batch=4, lr=3e-3, steps=500),
+    "Four windows a step: a loss that jumps by its own size, while the step falls to nothing, to an end that is as good as any.",
+    plan(batch=4, lr=1.5e-2, falling=True, steps=500),
     FORETOLD,
 )

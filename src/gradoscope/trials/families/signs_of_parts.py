@@ -16,11 +16,12 @@ FAMILY = Family("signs-of-parts", "mlp", 8e-4)
 
 
 class Product(nn.Module):
-    """One network for all parts; the answer is the product of what it says of each, between -1 and 1."""
+    """One network says of each part which side it is on, a number from -1 to 1; a small one combines what it says."""
 
-    def __init__(self, d: int, width: int) -> None:
+    def __init__(self, parts: int, d: int, width: int) -> None:
         super().__init__()
         self.part = mlp((d, width, 1))
+        self.combine = mlp((parts, 64, 1), nn.Tanh) if parts > 1 else nn.Identity()
 
     def parts(self, x: Tensor) -> Tensor:
         """What the network says of each part: shape (n, parts)."""
@@ -28,7 +29,8 @@ class Product(nn.Module):
         return said.tanh()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.parts(x).prod(1)
+        answer: Tensor = self.combine(self.parts(x))[:, 0]
+        return answer
 
 
 def make(
@@ -65,7 +67,7 @@ def make(
     how: dict[str, Any] = {"batch_loss": both} if supervised else {"loss_fn": nn.functional.mse_loss}
     return Training(
         name="signs-of-parts",
-        model=lambda: Product(bits, width),
+        model=lambda: Product(parts, bits, width),
         optimizer=adam(lr),
         data=sample,
         validation=sample(random, 500),
@@ -98,14 +100,14 @@ FAMILY.faulty(
     rivals=(("steps of 1e-1", plan(lr=1e-1)), ("steps of 1e-3", plan(lr=1e-3)), ("batches of 800", plan(batch=800))),
 )
 FAMILY.faulty(
-    "six-short-parts",
+    "five-short-parts",
     "end_to_end_composition",
     "medium",
-    "Six parts of six signs, of which two count in each.",
-    plan(parts=6, bits=6),
-    (DO, plan(parts=6, bits=6, supervised=True)),
+    "Five parts of six signs, of which two count in each.",
+    plan(parts=5, bits=6),
+    (DO, plan(parts=5, bits=6, supervised=True)),
     KNOWN,
-    rivals=(("steps of 1e-1", plan(parts=6, bits=6, lr=1e-1)), ("batches of 800", plan(parts=6, bits=6, batch=800))),
+    rivals=(("steps of 1e-1", plan(parts=5, bits=6, lr=1e-1)), ("batches of 800", plan(parts=5, bits=6, batch=800))),
 )
 FAMILY.faulty(
     "three-parts-of-three",
