@@ -189,9 +189,9 @@ FAMILY.faulty(
     "overfitting",
     "medium",
     "Thirty noisy images are learnt by heart.",
-    plan(rows=30, noise=1.5, batch=20, width=16, lr=0.05),
-    ("2,000 images", plan(rows=2000, noise=1.5, batch=20, width=16, lr=0.05)),
-    Success("validation", 0.8),
+    plan(rows=30, noise=2.0, batch=20, width=16, lr=0.05),
+    ("2,000 images", plan(rows=2000, noise=2.0, batch=20, width=16, lr=0.05)),
+    Success("validation", 1.2),
 )
 FAMILY.faulty(
     "guessed-labels",

@@ -160,9 +160,9 @@ FAMILY.faulty(
 )
 FAMILY.healthy("plain", "easy", "Two waves, a GRU.", plan(), FORETOLD)
 FAMILY.healthy(
-    "four-windows-a-step",
+    "eight-windows-a-step",
     "medium",
-    "Four windows a step: a loss that jumps by its own size, while the step falls to nothing, to an end that is as good as any.",
-    plan(batch=4, lr=1.5e-2, falling=True, steps=500),
+    "Eight windows a step: a loss that jumps by its own size, while the step falls to nothing, to an end that is as good as any.",
+    plan(batch=8, lr=2e-2, falling=True, steps=600),
     FORETOLD,
 )
