@@ -297,42 +297,6 @@ class Case(Standing):
         trace = self._traces[key]
         return self.judge_validation(remedy, trace.result("validation")[parts], trace.curve("validation"), parts, trace.failed)
 
-    def outcome(self, remedy: Remedy, fitting: Callable[[Any, Any], Any]) -> Counterfactual:
-        """Train from the start under a remedy that changes the loss, and compare the ends by the loss that fits.
-
-        Args:
-            remedy: the change; its fork is judged by its own loss.
-            fitting: the same loss of the unchanged model's output, by which the unchanged run's end is judged.
-        """
-        judged: Counterfactual | None = self._validated.get(remedy.name)
-        if judged is not None:
-            return judged
-        self.tell(f"trying {remedy.name}", 0.35 + 0.6 * min(1.0, self.seconds_forks / max(1e-9, self.limit)))
-        began, states = time.perf_counter(), self.baseline.states
-        trace = Trace(self.first)
-        try:
-            with Live.of(replace(self.training, loss_fn=fitting), seed=self.seed, device=self.device, batches=self.batches) as live:
-                states[max(states)].restore(live)
-                unchanged = Probe(live, self.probes[0].batches, "train").losses(live)
-            with Live.of(remedy(self.training), seed=self.seed, device=self.device, batches=self.batches) as live:
-                prepare(live, states[self.first])
-                trace = run(live, (Probe(live, self.probes[0].batches, "train"), None), self.first, self.steps)
-        except (GradoscopeError, RuntimeError, ValueError, AssertionError) as error:
-            trace.failed = f"{type(error).__name__}: {error}"
-            trace.probe = trace.probe or [self.baseline.probe[0]]
-            unchanged = self.capped(self.baseline.result())
-        self.charge(time.perf_counter() - began, remedy, self.steps)
-        first, changed = trace.probe[0][1], trace.result()
-        best = min(float(np.mean(unchanged)), float(np.mean(changed)))
-        scale = max(float(np.mean(first)) - best, 1e-12)
-        # How far above its start a run ends says nothing.
-        unchanged, changed = (np.minimum(np.nan_to_num(v, nan=math.inf), first + scale) for v in (unchanged, changed))
-        excess = max(float(np.mean(unchanged)) - best, 1e-12)
-        fork = Fork(self.first, self.steps, float(np.mean(first)), changed, trace.curve(), trace.failed)
-        judged = compared(remedy, fork, unchanged, (), excess=excess, scale=scale, on="fitting")
-        self._validated[remedy.name] = judged
-        return judged
-
     def judge_validation(
         self, remedy: Remedy, changed: np.ndarray, curve: tuple[tuple[int, float], ...], parts: slice, failed: str = ""
     ) -> Counterfactual:
@@ -341,9 +305,16 @@ class Case(Standing):
         gap = max(float(np.mean(unchanged)) - self.final, 1e-12)
         before = float(np.mean(self.baseline.validation[0][1][parts]))
         fork = Fork(self.first, self.steps, before, changed, curve, failed)
-        judged = compared(remedy, fork, unchanged, self.baseline.curve("validation"), excess=gap, scale=gap, on="validation")
-        self._validated[remedy.name] = judged
-        return judged
+        return self.judged(compared(remedy, fork, unchanged, self.baseline.curve("validation"), excess=gap, scale=gap, on="validation"))
+
+    def judged(self, c: Counterfactual) -> Counterfactual:
+        """Keep a counterfactual that is compared by something else than the training loss; the last one of a name counts."""
+        self._validated[c.remedy] = c
+        return c
+
+    def judged_as(self, name: str) -> Counterfactual | None:
+        """The counterfactual of this name that `judged` keeps, or None."""
+        return self._validated.get(name)
 
     def trials(self) -> tuple[Counterfactual, ...]:
         """Every fork that was run, compared at the levels that are known now."""

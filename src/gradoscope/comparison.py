@@ -53,7 +53,7 @@ def compared(
     *,
     excess: float,
     scale: float,
-    on: Literal["training", "validation", "fitting"],
+    on: Literal["training", "validation", "fitting", "metric"],
 ) -> Counterfactual:
     """A fork against the unchanged run, part by part.
 
@@ -64,7 +64,7 @@ def compared(
         curve: (step, loss) of the unchanged run.
         excess: what the gain is a share of: the loss that the unchanged run left.
         scale: what the shortfall is a share of: all the loss that there was to remove.
-        on: "training", "validation", or "fitting" for the loss that fits the output where the given one does not.
+        on: "training", "validation", "fitting" for the loss that fits the output where the given one does not, or "metric".
     """
     difference, se = paired(unchanged, fork.losses)
     t = float(stats.t.ppf(0.975, max(1, len(unchanged) - 1)))

@@ -32,6 +32,7 @@ UNTESTABLE = {
     "examples on which independent learners can be fitted",
     "intermediate targets",
     "a loss of output and target",
+    "a metric that other losses could serve",
 }
 Progress = Callable[[str, float], None]
 

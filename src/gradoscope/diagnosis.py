@@ -52,7 +52,8 @@ class Counterfactual:
         examples_ratio: examples that went through the remedy's run, per example of the unchanged one.
         curve: (step, loss) points of the remedy's run on the probe.
         baseline_curve: the same of the unchanged run, from the same start.
-        on: "training" or "validation": which loss was compared.
+        on: what was compared: the "training" or "validation" loss, the "fitting" one where the given one does not fit the output, or the
+            user's "metric".
         failed: why the remedy could not be run to the end, else "".
         code: how to make the change, as Python to paste.
     """
@@ -73,7 +74,7 @@ class Counterfactual:
     examples_ratio: float
     curve: tuple[tuple[int, float], ...] = field(repr=False)
     baseline_curve: tuple[tuple[int, float], ...] = field(repr=False)
-    on: Literal["training", "validation", "fitting"] = "training"
+    on: Literal["training", "validation", "fitting", "metric"] = "training"
     failed: str = ""
     code: str = ""
 

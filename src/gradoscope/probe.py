@@ -92,12 +92,12 @@ class Probe:
                 targets.append(target)
         try:
             value = self.training.metric(tree.concatenate(outputs), tree.concatenate(targets))
+            return float(value) if not isinstance(value, Tensor) or value.numel() == 1 else math.nan
         except Exception as error:
             raise CannotRun(
                 f"`metric(output, target)` failed on the validation examples: {type(error).__name__}: {error}. It is given all outputs "
                 "and all targets at once, as tensors, and returns one number."
             ) from error
-        return float(value) if not isinstance(value, Tensor) or value.numel() == 1 else math.nan
 
 
 def flops_per_row(live: Live, batch: Any) -> float | None:

@@ -6,6 +6,7 @@ from torch import Tensor
 from gradoscope import tree
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Finding
+from gradoscope.fitting import outcome
 from gradoscope.guard import untouched
 from gradoscope.measure.pairing import Mismatch, mismatches
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
@@ -38,7 +39,7 @@ class WrongLossOutput(Obstacle):
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
         first = self._found(case)[0]
-        return [case.outcome(Repair(first), first.fitting)]
+        return [outcome(case, Repair(first), first.fitting)]
 
     @staticmethod
     def _found(case: Case) -> list[Mismatch]:

@@ -33,7 +33,7 @@ from gradoscope.report.style import (
     styled,
     values_of,
 )
-from gradoscope.report.words import best_counterfactuals, clip, interval, number, percent
+from gradoscope.report.words import best_counterfactuals, clip, interval, judged_by, number, percent
 
 __all__ = ["gains", "layers", "line", "loss", "permutation", "spectrum", "taylor"]
 
@@ -115,7 +115,7 @@ def gains(diagnosis: Diagnosis) -> go.Figure | None:
     )
     for index, c in enumerate(tried):
         note = f" <span style='color:{MUTED}'>{percent(c.gain)}{f' ({interval(c.interval)})' if interval(c.interval) else ''}</span>"
-        where = "" if c.on == "training" else f" on the {c.on} loss"
+        where = "" if c.on == "training" else f" on the {judged_by(c)}"
         figure.add_annotation(
             x=0,
             xref="paper",

@@ -171,7 +171,7 @@ def _facts(diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
             facts.append(("Gain of the remedy", words.percent(first.gain), words.interval(first.gain_interval)))
         if tried is not None and not tried.failed:
             change = f"{words.number(tried.loss_unchanged)} → {words.number(tried.loss_remedy)}"
-            facts.append((f"{tried.on.capitalize()} loss, {tried.steps} steps", change, "unchanged → with the remedy"))
+            facts.append((f"{words.judged_by(tried).capitalize()}, {tried.steps} steps", change, "unchanged → with the remedy"))
         facts.append(("Confidence", words.percent(first.confidence), f"in {words.phrase(first.obstacle)}"))
     else:
         facts.append(
@@ -254,7 +254,7 @@ def _experiment(c: Counterfactual) -> dict[str, Any]:
         "span": f"{c.start} – {c.start + c.steps}",
         "steps": c.steps,
         "start": c.start,
-        "on": c.on,
+        "on": words.judged_by(c),
         "gain": words.percent(c.gain),
         "interval": words.interval(c.interval),
         "before": words.number(c.loss_before),

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradoscope.diagnosis import Counterfactual, Diagnosis, Evidence, Finding
-from gradoscope.report.words import clean, confirming, gain, measured, number, percent, summary_of_cost
+from gradoscope.report.words import clean, confirming, gain, judged_by, measured, number, percent, summary_of_cost
 
 __all__ = ["print_diagnosis", "render_text"]
 
@@ -165,7 +165,7 @@ def _experiment(tried: Counterfactual) -> Text:
     if tried.failed:
         return out.append(f"failed, {_line(tried.failed)}", style="not bold")
     out.append(
-        f"{tried.on} loss {number(tried.loss_before)} → {number(tried.loss_remedy)} (unchanged: {number(tried.loss_unchanged)}), "
+        f"{judged_by(tried)} {number(tried.loss_before)} → {number(tried.loss_remedy)} (unchanged: {number(tried.loss_unchanged)}), "
         f"gain {gain(tried.gain, tried.interval)}, {number(tried.examples_ratio)}x the examples",
         style="not bold",
     )

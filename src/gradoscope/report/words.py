@@ -208,6 +208,11 @@ def confirming(diagnosis: Diagnosis, finding: Finding) -> Counterfactual | None:
     return max(named, key=lambda c: (c.gain == finding.gain, not c.failed, c.steps))
 
 
+def judged_by(c: Counterfactual) -> str:
+    """What an experiment was judged by: "training loss", "validation loss", "metric" ..."""
+    return c.on if c.on == "metric" else f"{c.on} loss"
+
+
 def best_counterfactuals(diagnosis: Diagnosis, count: int) -> list[Counterfactual]:
     """At most `count` experiments, one per remedy: those that findings name, then the others by gain."""
     chosen = [c for f in diagnosis.present if (c := confirming(diagnosis, f)) is not None]
