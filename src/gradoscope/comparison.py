@@ -41,7 +41,10 @@ class Fork:
 
 def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Mean and standard error of a - b over pairs."""
-    d = np.asarray(a) - np.asarray(b)
+    with np.errstate(invalid="ignore"):  # both may be infinite
+        d = np.asarray(a) - np.asarray(b)
+    if not np.isfinite(d).all():
+        return float(d.mean()), math.nan
     return float(d.mean()), float(d.std(ddof=1) / math.sqrt(len(d))) if len(d) > 1 else 0.0
 
 

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from gradoscope.theory.parity import parity_solution
 
-__all__ = ["PARITY", "THIS_MODEL", "Score", "as_examples", "parity_solution", "reference_scores", "repeated_noise"]
+__all__ = ["PARITY", "THIS_MODEL", "Score", "as_examples", "by_position", "parity_solution", "reference_scores", "repeated_noise"]
 
 THIS_MODEL = "this model"
 PARITY = "parity (Gaussian elimination)"
+BEFORE, AFTER = 3, 2  # entries of a sequence around a position that learners see
+SYMBOLS = 64  # whole numbers of up to so many values become zeros and ones
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,46 @@ def _answers(output: Tensor, target: Tensor, classes: bool) -> np.ndarray | None
         best = max(cuts, key=lambda c: float(((z > c) == truth).mean()))
         return np.asarray(z > best).astype(int)
     return None
+
+
+def by_position(inputs: Tensor, target: Tensor, output: Any = None) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Sequences with a class at each position as examples of their own: what stands around the position, and its class.
+
+    A position sees itself, three entries before it and two after it, and where in the sequence it stands. Where the targets are the
+    inputs one place on, what comes after is the answer, and is left out.
+
+    Args:
+        inputs: (N, T) whole numbers, or (N, T) or (N, T, d) real ones.
+        target: (N, T) whole numbers.
+        output: the model's scores, (N, T, C) or (N, C, T), or anything else.
+
+    Returns:
+        Inputs (N T, features), targets (N T,) and scores (N T, C) or None; None where the shapes are others.
+
+    Cost: no pass.
+
+    Example:
+        >>> x = torch.arange(8).reshape(2, 4)
+        >>> rows, classes, _ = by_position(x, x % 2)
+        >>> rows.shape[0], classes.tolist()
+        (8, [0, 1, 0, 1, 0, 1, 0, 1])
+    """
+    if target.is_floating_point() or target.dim() != 2 or inputs.dim() not in (2, 3) or inputs.shape[:2] != target.shape:
+        return None
+    n, length = target.shape
+    if not inputs.is_floating_point() and inputs.dim() == 2 and int(inputs.min()) >= 0 and int(inputs.max()) < SYMBOLS:
+        entries = torch.nn.functional.one_hot(inputs.long()).double()
+    else:
+        entries = inputs.double().reshape(n, length, -1)
+    ahead = inputs.dim() == 2 and length > 1 and bool(((inputs[:, 1:] == target[:, :-1]).double().mean() > 0.99).item())
+    padded = torch.nn.functional.pad(entries, (0, 0, BEFORE, AFTER))
+    around = [padded[:, k : k + length] for k in range(BEFORE + 1 + (0 if ahead else AFTER))]
+    place = torch.linspace(0, 1, length, dtype=torch.float64).expand(n, length)[..., None]
+    rows = torch.cat([*around, place], -1).reshape(n * length, -1)
+    scores = None
+    if isinstance(output, Tensor) and output.dim() == 3:
+        scores = output if output.shape[:2] == (n, length) else output.movedim(1, 2) if output.shape[::2] == (n, length) else None
+    return rows, target.reshape(-1), None if scores is None else scores.reshape(n * length, -1)
 
 
 def repeated_noise(inputs: Tensor, target: Tensor) -> tuple[float, int] | None:

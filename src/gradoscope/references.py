@@ -10,7 +10,7 @@ import torch
 from gradoscope import thresholds as T
 from gradoscope.errors import GradoscopeError
 from gradoscope.guard import untouched
-from gradoscope.learners import THIS_MODEL, Score, as_examples, reference_scores, repeated_noise
+from gradoscope.learners import THIS_MODEL, Score, as_examples, by_position, reference_scores, repeated_noise
 from gradoscope.training import Live
 
 if TYPE_CHECKING:
@@ -30,13 +30,22 @@ def scores(case: Case) -> list[Score] | None:
         if x.shape == y.shape and torch.equal(x, y):
             return None  # an autoencoder's target is its input, which any learner without a bottleneck repeats
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(case.seed))[:4096]
-        if y.dim() > 2 or (y.dim() == 2 and y.shape[1] > 1 and not y.is_floating_point()) or x[0].numel() > 4096:
+        sequences = y.dim() == 2 and y.shape[1] > 1 and not y.is_floating_point()
+        if y.dim() > 2 or x[0].numel() > 4096:
             return None
+        order = order[: max(256, 4096 // y.shape[1])] if sequences else order
         x, y = x[order], y[order]
         with untouched(live.model, seed=0), torch.no_grad():
             live.model.eval()
             output = live.model(x.to(live.device))
-        same_inputs.append(repeated_noise(x, y))
+        if sequences:
+            found = by_position(x, y, output)
+            if found is None:
+                return None
+            # All positions of a sequence are one draw: a random few of them are nearly independent.
+            few = torch.randperm(len(found[0]), generator=torch.Generator().manual_seed(case.seed))[:4096]
+            x, y, output = found[0][few], found[1][few], None if found[2] is None else found[2].cpu()[few]
+        same_inputs.append(None if sequences else repeated_noise(x, y))
         return reference_scores(x, y, output=output if isinstance(output, torch.Tensor) else None, seed=case.seed)
 
     same_inputs: list[tuple[float, int] | None] = []

@@ -59,11 +59,25 @@ def test_equal_inputs_with_other_outgoing_weights_are_no_twins() -> None:
     assert twin_share(model, lambda: F.cross_entropy(model(x), y).backward())["0"] == 0.0
 
 
+@pytest.mark.parametrize("kind", [torch.nn.Linear, torch.nn.LSTM, torch.nn.GRU])
+def test_a_start_at_zero_is_one_of_copies_though_nothing_comes_through(kind: type) -> None:
+    _, (x, _) = net(), data()
+    layer, head = kind(x.shape[1], 6), torch.nn.Linear(6, 2)
+    for p in (*layer.parameters(), *head.parameters()):
+        torch.nn.init.zeros_(p)
+    model = torch.nn.ModuleDict({"layer": layer, "head": head}).double()
+
+    def run() -> None:
+        hidden = layer(x[None])[0][0] if kind is not torch.nn.Linear else layer(x)
+        head(hidden).square().sum().backward()
+
+    assert twin_share(model, run)["layer"] == 1.0
+
+
 def test_dead_units_are_no_twins_and_nothing_is_left_behind() -> None:
     model, (x, y) = net(), data()
     with torch.no_grad():
         model[2].bias.fill_(-100.0)
-        model[2].weight.zero_()
     kept = [p.grad for p in model.parameters()]
     before = {k: v.clone() for k, v in model.state_dict().items()}
     found = twin_share(model, lambda: F.cross_entropy(model(x), y).backward())

@@ -30,8 +30,8 @@ def twin_share(model: nn.Module, run: Callable[[], Any], *, seed: int = 0) -> di
         seed: of masks and projections.
 
     Returns:
-        By layer: twins / units, 0 where all differ. Units that put out nothing and get no gradient count as no twins (they are dead), and
-        layers of one unit, or without a gradient, are left out.
+        By layer: twins / units, 0 where all differ. Units that put out nothing and get no gradient are twins if their incoming weights are
+        the same, as in a start at zero, and else dead. Layers of one unit, and those without a gradient whose weights differ, are left out.
 
     Cost: one forward and one backward pass.
 
@@ -70,7 +70,11 @@ def twin_share(model: nn.Module, run: Callable[[], Any], *, seed: int = 0) -> di
     finally:
         for handle in handles:
             handle.remove()
-    shares = {name: _twins(pair[0], pair[1], seed) for name, pair in seen.items() if len(pair) == 2 and len(pair[0]) > 1}
+    modules = dict(model.named_modules())
+    shares = {}
+    for name, pair in seen.items():
+        if len(pair) == 2 and len(pair[0]) > 1:
+            shares[name] = _twins(pair[0], pair[1], _same_weights(modules.get(name, model), len(pair[0]), seed), seed)
     return {name: share for name, share in shares.items() if share is not None}
 
 
@@ -80,9 +84,24 @@ def _by_unit(a: Tensor, units: int) -> Tensor:
     return moved.reshape(len(moved), -1).double().clone()
 
 
-def _twins(output: Tensor, gradient: Tensor, seed: int) -> float | None:
+def _same_weights(module: nn.Module, units: int, seed: int) -> Tensor:
+    """Which units have the same incoming weights as another one, to the bit, shape (units,)."""
+    rows = [p.detach().double().reshape(-1, units, *p.shape[1:]) for p in module.parameters(recurse=False) if len(p) % units == 0]
+    same = torch.zeros(units, dtype=torch.bool, device=rows[0].device if rows else None)
+    if rows:
+        table = torch.cat([r.movedim(1, 0).reshape(units, -1) for r in rows], 1)
+        generator = torch.Generator().manual_seed(derive_seed(seed, 2))
+        look = table @ torch.randn(table.shape[1], LOOKS, generator=generator, dtype=torch.float64).to(table.device)
+        order = look[:, 0].argsort()
+        equal = (look[order][1:] == look[order][:-1]).all(1)
+        same[order[1:][equal]] = True
+        same[order[:-1][equal]] = True
+    return same
+
+
+def _twins(output: Tensor, gradient: Tensor, same_weights: Tensor, seed: int) -> float | None:
     """Twins among units, by agreement on every projection of output and of gradient."""
-    if not (output.isfinite().all() and gradient.isfinite().all()) or not bool(gradient.any()):
+    if not (output.isfinite().all() and gradient.isfinite().all()) or not (bool(gradient.any()) or bool(same_weights.all())):
         return None
     generator = torch.Generator().manual_seed(derive_seed(seed, 1))
     looks = []
@@ -91,7 +110,7 @@ def _twins(output: Tensor, gradient: Tensor, seed: int) -> float | None:
         directions = torch.randn(values.shape[1], LOOKS, generator=generator, dtype=torch.float64).to(values.device)
         looks.append(values / scale @ directions)
     look = torch.cat(looks, dim=1)
-    alive = (output != 0).any(1) | (gradient != 0).any(1)
+    alive = (output != 0).any(1) | (gradient != 0).any(1) | same_weights.to(look.device)
     # Twins are neighbours in the order of any one projection, but for ties of chance in it that the others tell apart.
     order = look[:, 0].argsort()
     near = (look[order][1:] - look[order][:-1]).abs().amax(1) < SAME

@@ -33,6 +33,7 @@ class Overfitting(Obstacle):
     title = "the training goes well, validation does not"
     about = "validation"
     advice = "More data or augmentation, regularisation, or stopping early."
+    yields_to = ("missing_symmetry",)
 
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
         if not case.baseline.validation:
@@ -88,6 +89,10 @@ class Overfitting(Obstacle):
                     supports=c.gain > T.MINOR,
                 )
             )
+        cause = self._cause(best, known)
+        if cause is not None:
+            first.evidence.append(cause)
+            return self.finding("absent", 0.9, "another change explains the gain", first, best)
         if best.gain >= T.MINOR and best.interval[0] > T.LEVEL:
             says = f"{best.remedy} brings the validation loss from {best.loss_unchanged:.4g} to {best.loss_remedy:.4g}"
             return self.finding("present", first.probability * chance_above(best, T.LEVEL), says, first, best)

@@ -25,6 +25,20 @@ class SaddlePoint(Obstacle):
         """The checkpoint at which the gradient is smallest relative to the curvature."""
         return min((readings.curvature(case, step) for step in readings.window(case)), key=lambda r: r.gamma)
 
+    def _first_place(self, case: Case) -> int:
+        """The first checkpoint that is near a saddle: from there on the run is held, and from there it has the most steps to go."""
+        for step in readings.window(case):
+            r = readings.curvature(case, step)
+            if r.gamma < T.GAMMA_CRITICAL and self._negative(r):
+                return step
+        return self._place(case).step
+
+    @staticmethod
+    def _negative(r: readings.Curvature) -> bool:
+        mean, se = r.negative
+        share = -mean / max(r.spectrum.largest, 1e-30) if r.spectrum.largest > 0 else 1.0
+        return mean + 1.96 * se < 0 and share > T.NEGATIVE_SHARE
+
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
         found: list[Evidence] = []
         r = self._place(case)
@@ -39,8 +53,7 @@ class SaddlePoint(Obstacle):
             )
         )
         mean, se = r.negative
-        share = -mean / max(r.spectrum.largest, 1e-30) if r.spectrum.largest > 0 else 1.0
-        negative = mean + 1.96 * se < 0 and share > T.NEGATIVE_SHARE
+        negative = self._negative(r)
         found.append(
             evidence(
                 "negative_curvature",
@@ -69,7 +82,7 @@ class SaddlePoint(Obstacle):
             broken = case.trial(BreakSymmetry())
             if case.material(broken):
                 return [broken]
-        start = self._place(case).step
+        start = self._first_place(case)
         if start >= case.first + 0.9 * case.steps:
             start = case.checkpoint(0.5)
         tried = [case.trial(LineSearch("negative_curvature"), start=start)]

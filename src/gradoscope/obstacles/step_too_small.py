@@ -50,13 +50,28 @@ class StepTooSmall(Obstacle):
                 rules_out=("saddle_point", "local_minimum") if there else (),
             )
         )
-        if not small and case.counterfactuals:
+        rest = self._left_in_basin(rs[-1])
+        if rest is not None:
+            # At rest in a minimum: longer steps along the same gradient lead no further, and those that leave it leap out.
+            there = False
+            says = f"at the end the gradient leads down by {rest:.1%} of the excess, to the minimum that the run sits in"
+            found.append(evidence("left_in_basin", rest, says, supports=False, step=rs[-1].step))
+        elif not small and case.counterfactuals:
             longer = case.trial(StepSize(10.0))
             small = case.material(longer) is True
             says = f"steps ten times as long are stable on this training and end at {longer.loss_remedy:.4g}"
             if small:
                 found.append(evidence("counterfactual step_size(x10)", longer.shortfall, says, supports=True))
         return Mechanism(small and there, 0.97, found)
+
+    @staticmethod
+    def _left_in_basin(r: readings.Curvature) -> float | None:
+        r"""What small steps still remove, $|G|^2/2\lambda_{min}$, as a share of the excess, where all curvature is positive."""
+        lowest = float(r.spectrum.bottom[0]) - float(r.spectrum.bottom_residuals[0])
+        if lowest <= 0 or r.gamma >= T.GAMMA_CRITICAL:
+            return None
+        share = r.gamma**2 * abs(r.spectrum.largest_magnitude) / lowest
+        return share if share < T.LEVEL else None
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
         largest = max((r.s or 0.0) for r in (readings.curvature(case, step) for step in readings.window(case)))

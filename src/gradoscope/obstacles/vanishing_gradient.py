@@ -106,10 +106,15 @@ class VanishingGradient(Obstacle):
             says = "a start that grows from layer to layer explains what a start of even scale gains"
             return evidence(f"counterfactual {grown.counterfactual}", grown.gain, says, supports=False)
         saddle = known.get("saddle_point")
-        if saddle is None or saddle.status != "present" or saddle.gain is None or saddle.gain < 0.67 * best.gain:
+        if saddle is None or saddle.status != "present" or saddle.gain is None:
             return None
-        says = f"{saddle.counterfactual} does as well: the gradient vanishes because the start is a saddle point"
-        return evidence(f"counterfactual {saddle.counterfactual}", saddle.gain, says, supports=False)
+        # Longer steps along the gradient that is there do as well only where it reaches what has to learn.
+        along = [(c.remedy, c.gain) for c in case.trials() if c.remedy == "line_search(gradient)" and not c.failed]
+        remedy, gain = max([(saddle.counterfactual, saddle.gain), *along], key=lambda pair: pair[1])
+        if gain < T.SAME_GAIN * best.gain:
+            return None
+        says = f"{remedy} does as well: the gradient vanishes because the start is a saddle point"
+        return evidence(f"counterfactual {remedy}", gain, says, supports=False)
 
 
 OBSTACLE = VanishingGradient()
