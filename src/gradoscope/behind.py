@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
 from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Finding
-from gradoscope.obstacles import NO_GAIN, all_obstacles, sentence
+from gradoscope.obstacles import NO_GAIN, Obstacle, all_obstacles, sentence
 from gradoscope.remedies import Remedy
 from gradoscope.remedies.step_size import StepSize
 
 __all__ = ["hidden_by", "look_behind", "look_together"]
 
 Examine = Callable[[Case], dict[str, Finding]]
+Mend = tuple[str, Counterfactual, Remedy]  # an obstacle, what one of its remedies did, and that remedy
 
 # The other end of the same scale: what one step of a grid leaves to the next is no obstacle of its own.
 SAME_SCALE = {"step_too_large": "step_too_small", "step_too_small": "step_too_large"}
 # No obstacle to the training loss, or none that a change of the training removes: what is left where all is mended.
 NOT_BEHIND = {"overfitting", "bayes_floor"}
+# Longer and shorter steps are scanned in any case; another start mends nothing.
+NEVER_BUILT_IN = {*SAME_SCALE, "local_minimum"}
 MOST = 3  # remedies that are built in on trial although they gain nothing alone
 SCAN = (StepSize(0.1), StepSize(10.0), StepSize(100.0))  # what then must gain before a whole diagnosis is spent on it
 
@@ -98,15 +102,8 @@ def look_together(case: Case, known: dict[str, Finding], examine: Examine) -> tu
 
     Cost: for each of at most three such remedies the training and three forks of it; one more diagnosis where one of them gains.
     """
-    there = {f.obstacle for f in known.values() if f.status == "absent" and f.summary == sentence(NO_GAIN)} - SAME_SCALE.keys()
-    alone = [
-        (o.name, *run)
-        for o in all_obstacles()
-        if o.name in there
-        for c in o.confirm(case, known)
-        if (run := _startable(case, c)) is not None
-    ]
-    for name, used, remedy in alone[:MOST]:
+    there = {f.obstacle for f in known.values() if _useless_alone(f)} - NEVER_BUILT_IN
+    for name, used, remedy in _in_turn([_of(o, case, known) for o in all_obstacles() if o.name in there])[:MOST]:
         mended = _mended(case, used.remedy, remedy)
         if not any(_gains(case, mended.trial(other)) for other in SCAN):
             continue
@@ -131,6 +128,22 @@ def look_together(case: Case, known: dict[str, Finding], examine: Examine) -> tu
             known[f.obstacle] = _seen_behind(f, name, used, says)
             return (_joined(tried, used),)
     return ()
+
+
+def _of(obstacle: Obstacle, case: Case, known: dict[str, Finding]) -> list[Mend]:
+    """What an obstacle's remedies did alone; without those that changed nothing, to the bit: they found nothing to change."""
+    tried = [c for c in obstacle.confirm(case, known) if c.difference != 0]
+    return [(obstacle.name, *run) for c in tried if (run := _startable(case, c)) is not None]
+
+
+def _in_turn(each: list[list[Mend]]) -> list[Mend]:
+    """One remedy of every obstacle, then another of each: of one, the last comes first, since it goes furthest."""
+    return [m for turn in itertools.zip_longest(*(reversed(e) for e in each)) for m in turn if m is not None]
+
+
+def _useless_alone(f: Finding) -> bool:
+    """Whether an obstacle's mechanism is there, and its remedy gains nothing, or too little to tell."""
+    return f.summary == sentence(NO_GAIN) if f.status == "absent" else f.status == "undetermined" and f.counterfactual is not None
 
 
 def _gains(case: Case, c: Counterfactual) -> bool:

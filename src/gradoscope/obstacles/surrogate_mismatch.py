@@ -4,6 +4,7 @@ from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Finding
 from gradoscope.obstacles import Mechanism, Obstacle, chance_above, chance_below, evidence
+from gradoscope.references import better_learner
 from gradoscope.remedies.surrogate import OtherSurrogate
 from gradoscope.scoring import Comparison, Score, alternatives, compare, score
 
@@ -67,8 +68,15 @@ class SurrogateMismatch(Obstacle):
             f.obstacle for f in known.values() if f.status == "present" and f.obstacle not in (self.name, "overfitting", "bayes_floor")
         ]
         share = case.shortfall
-        minimised = not holding and share < T.MATERIAL
-        says = f"the best of all runs leaves the loss {share:.0%} lower" if not holding else f"{holding[0]} holds the loss itself up"
+        learner = None if holding else better_learner(case)
+        minimised = not holding and share < T.MATERIAL and learner is None
+        says = (
+            f"{holding[0]} holds the loss itself up"
+            if holding
+            else f"{learner.learner} does far better on the same data"
+            if learner is not None
+            else f"the best of all runs leaves the loss {share:.0%} lower"
+        )
         found.append(evidence("shortfall", share, says, supports=minimised))
         return Mechanism(minimised, 0.9, found)
 

@@ -7,6 +7,7 @@ from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
 from gradoscope.obstacles import Mechanism, Obstacle, evidence
+from gradoscope.remedies.activation import ReluActivation
 from gradoscope.remedies.gate import Gate
 from gradoscope.remedies.rescale import Rescale, rescalable
 from gradoscope.remedies.unblock import Unblock
@@ -89,6 +90,8 @@ class VanishingGradient(Obstacle):
             tried.append(case.trial(Unblock()))
         if not case.material(tried[-1]):
             tried.append(case.trial(Unblock(saturating=True)))
+        if not case.material(tried[-1]):
+            tried.append(case.trial(ReluActivation()))
         if not case.material(tried[-1]) and self._fades(case):
             tried.append(case.trial(Gate()))
         return tried

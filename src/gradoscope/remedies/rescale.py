@@ -102,7 +102,8 @@ def _rescale(model: nn.Module, run: Any, seed: int) -> None:
         return module.forward(*inputs)
 
     weighted = [m for n, m in model.named_modules() if isinstance(m, WEIGHTED) and not n.endswith("out_proj")]
-    handles = [m.register_forward_hook(hook) for m in weighted]
+    # Before all other hooks: what they see of a layer is what it gives now.
+    handles = [m.register_forward_hook(hook, prepend=True) for m in weighted]
     try:
         with torch.no_grad():  # first, as the layers after them are scaled to what they give
             for module in model.modules():
