@@ -9,10 +9,10 @@ from scipy.interpolate import RectBivariateSpline
 
 __all__ = ["FEWEST", "Coarse", "coarse"]
 
-FIRST = 13  # nodes along each side at first; then 25, 49, ...
+FIRST = 12  # nodes along each side at first; then 23, 45, ...
 FEWEST = 600  # points of a surface, below which nothing is gained
 LATTICE = (FIRST - 1) << 12
-LOOKS = 160  # cells in whose middle the error is looked at
+LOOKS = (FIRST - 1) ** 2  # cells in whose middle the error is looked at: all of the first grid
 SAFETY = 2.0  # on the networks of the tests and benchmarks the largest error was up to 1.5 times the largest that was looked at
 WORTH = 0.7  # the share of the surface's points that may be spent at most
 
@@ -41,7 +41,7 @@ class Coarse:
 class _Grid:
     """Values on Chebyshev-Lobatto nodes of both axes, which lie densest at the edges, where a spline is worst.
 
-    With 12 * 2^l + 1 nodes every second node is one of the next coarser grid. Nodes are kept by their place in a lattice that has all of
+    With 11 * 2^l + 1 nodes every second node is one of the next coarser grid. Nodes are kept by their place in a lattice that has all of
     them, so that none is evaluated twice.
     """
 

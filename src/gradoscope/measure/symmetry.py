@@ -99,12 +99,10 @@ def equivariance_defect(
         True
     """
     generator = torch.Generator().manual_seed(derive_seed(samples, 471)) if generator is None else generator
-    behind = function if isinstance(function, nn.Module) else model
     move = group.act_on_output if output_action is None else output_action
-    run = _Quiet(function, behind, mode)
+    run = _Quiet(function, function if isinstance(function, nn.Module) else model, mode)
     outputs = run(inputs)
     rows = _rows(outputs)
-    varies = (rows - rows.mean(0)).square().mean(1)
     errors, absolute = [], 0.0
     for _ in range(samples):
         element = group.draw(inputs, generator)
@@ -113,18 +111,18 @@ def equivariance_defect(
             raise CannotRun(f"F(gx) has shape {tuple(found.shape)} and gF(x) {tuple(expected.shape)}: the action on outputs does not fit.")
         errors.append((found - expected).square().mean(1))
         absolute = max(absolute, float((found - expected).abs().max()))
-    cells = torch.stack(errors)
+    eps = max(torch.finfo(t.dtype).eps for t in tree.leaves(outputs) if t.is_floating_point())
+    details = {"group": group.name, "absolute": absolute, "eps": eps}
+    return _measured(torch.stack(errors), (rows - rows.mean(0)).square().mean(1), details)
+
+
+def _measured(cells: Tensor, varies: Tensor, details: dict[str, Any]) -> Measurement:
+    """The measurement out of squared errors (elements, examples) and squared variations (examples)."""
     value, se = _ratio(cells, varies)
-    per_element = (cells.mean(1) / varies.mean()).sqrt() if float(varies.mean()) > 0 else cells.mean(1).sqrt() * math.inf
-    details = {
-        "group": group.name,
-        "worst": float(per_element.nan_to_num(0.0, math.inf).max()),
-        "absolute": absolute,
-        "per element": per_element.tolist(),
-        "eps": max(torch.finfo(t.dtype).eps for t in tree.leaves(outputs) if t.is_floating_point()),
-        "spread": float(varies.mean().sqrt()),
-    }
-    cost = Cost((samples + 1), 0, len(rows))
+    spread, errors = float(varies.mean().sqrt()), cells.mean(1).sqrt().tolist()
+    each = [error / spread if spread > 0 else 0.0 if error == 0 else math.inf for error in errors]
+    details |= {"worst": max(each), "per element": each, "spread": spread}
+    cost = Cost(len(cells) + 1, 0, cells.shape[1])
     return Measurement("equivariance_defect", value, se=se, n=cells.numel(), cost=cost, details=details)
 
 

@@ -18,7 +18,7 @@ from gradoscope.errors import CannotRun
 from gradoscope.stacked import blank
 from gradoscope.structured.graphs import Graphs
 
-__all__ = ["GPI", "Attention", "Composed", "Labels", "OnConcatenation", "OnParts", "PartsLinear", "Pooling"]
+__all__ = ["GPI", "Attention", "Composed", "Labels", "OnConcatenation", "OnParts", "PartsLinear", "Pooling", "outputs_as_features", "pool"]
 
 Attention = Literal["none", "neighbour", "feature"]
 Pooling = Literal["sum", "mean"]
@@ -235,8 +235,7 @@ class GPI(nn.Module):
             outputs: of each node, or None.
             rho_pair: widths of its hidden layers; they are used where `pair_outputs` is given.
             pair_outputs: of each ordered pair, or None.
-            attention: "none", "neighbour" (one weight per neighbour) or "feature" (one per neighbour and feature), over neighbours
-                and over nodes alike.
+            attention: over neighbours and over nodes: "none", "neighbour" (a weight for each) or "feature" (one for each of its features).
             pooling: "sum" or "mean", where attention is "none".
             outer: the same for the pooling over nodes; None for `pooling`.
             diagonal: whether a node is its own neighbour.
@@ -246,21 +245,20 @@ class GPI(nn.Module):
         """
         if attention not in ("none", "neighbour", "feature"):
             raise CannotRun(f"attention is 'none', 'neighbour' or 'feature', not {attention!r}.")
-        p, a = phi[-1], alpha[-1]
+        pair, p, a = [nodes, edges, nodes], phi[-1], alpha[-1]
 
-        def perceptron(sizes: Sequence[int], widths: Sequence[int], *, ends_linear: bool) -> OnParts:
-            return OnParts.build(sizes, widths, activation=activation, ends_linear=ends_linear, generator=generator, dtype=dtype)
+        def perceptron(sizes: Sequence[int], widths: Sequence[int], *, ends: bool = True) -> OnParts:
+            return OnParts.build(sizes, widths, activation=activation, ends_linear=ends, generator=generator, dtype=dtype)
 
         def scores(sizes: Sequence[int], width: int) -> PartsLinear | None:
             outs = {"none": 0, "neighbour": 1, "feature": width}[attention]
             return PartsLinear(sizes, outs, generator=generator, dtype=dtype) if outs else None
 
-        pair = [nodes, edges, nodes]
         return cls(
-            perceptron(pair, phi, ends_linear=False),
-            perceptron([nodes, p], alpha, ends_linear=False),
-            None if outputs is None else perceptron([nodes, p, a], [*rho, outputs], ends_linear=True),
-            None if pair_outputs is None else perceptron([*pair, a], [*rho_pair, pair_outputs], ends_linear=True),
+            perceptron(pair, phi, ends=False),
+            perceptron([nodes, p], alpha, ends=False),
+            None if outputs is None else perceptron([nodes, p, a], [*rho, outputs]),
+            None if pair_outputs is None else perceptron([*pair, a], [*rho_pair, pair_outputs]),
             phi_score=scores(pair, p),
             alpha_score=scores([nodes, p], a),
             pooling=pooling,
