@@ -155,7 +155,7 @@ def files(*names: str) -> list[Path]:
 JUDGES = ("obstacles", "remedies", "case.py", "readings.py", "diagnose.py")
 RULES = {
     "measure": (
-        ["measure", "theory", "updates"],
+        ["measure", "theory", "structured", "updates"],
         ["obstacles", "remedies", "problems", "studies", "report", "case", "readings", "diagnose"],
     ),
     "problems": (["problems"], ["obstacles", "remedies", "measure", "studies", "report", "case", "diagnose"]),

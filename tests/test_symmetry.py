@@ -16,8 +16,12 @@ from gradoscope.guard import private_random
 from gradoscope.measure.symmetry import permutations, reflections
 from gradoscope.obstacles.missing_symmetry import OBSTACLE
 from gradoscope.obstacles.overfitting import OBSTACLE as OVERFITTING
-from gradoscope.remedies.equivariant import Reordering
+from gradoscope.remedies.equivariant import OnRing, Reordering
 from gradoscope.remedies.symmetrise import Moved
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
 
 
 def training(x: Any, y: Tensor, model: Any, loss: Any, steps: int = 300) -> Training:
@@ -117,11 +121,11 @@ def test_a_group_of_two_leaves_half_of_the_parts_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("inputs", "answer", "target"),
     [
-        ((torch.randn(4, 6),), torch.randn(4, 2), torch.ones(4).long()),
-        ((torch.randn(4, 6, 3),), torch.randn(4, 6, 6), torch.ones(4, 6).long()),
-        ((torch.randn(4, 6, 3), torch.randn(4, 6, 6)), torch.randn(4, 9, 6), torch.ones(4, 6).long()),
-        ((torch.randn(4, 6, 6),), torch.randn(4, 1), torch.randn(4, 1)),
-        ((torch.arange(24).reshape(4, 6) % 3,), torch.randn(4, 6), torch.randn(4, 6)),
+        ((drawn(4, 6),), drawn(4, 2), torch.ones(4).long()),
+        ((drawn(4, 6, 3),), drawn(4, 6, 6), torch.ones(4, 6).long()),
+        ((drawn(4, 6, 3), drawn(4, 6, 6)), drawn(4, 9, 6), torch.ones(4, 6).long()),
+        ((drawn(4, 6, 6),), drawn(4, 1), drawn(4, 1)),
+        ((torch.arange(24).reshape(4, 6) % 3,), drawn(4, 6), drawn(4, 6)),
     ],
 )
 def test_the_network_answers_in_the_models_form_whatever_the_order(inputs: Any, answer: Tensor, target: Tensor) -> None:
@@ -133,3 +137,22 @@ def test_the_network_answers_in_the_models_form_whatever_the_order(inputs: Any, 
     assert plain.shape == answer.shape
     dim = model.where
     torch.testing.assert_close(after, plain if dim is None else plain.index_select(dim, order), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 12), (4, 12, 3), (4, 2, 8, 6)])
+def test_the_sliding_network_does_not_see_shifts(shape: tuple[int, ...]) -> None:
+    x, answer = drawn(*shape), drawn(shape[0], 5)
+    with private_random(0):
+        model = OnRing(x, answer)
+    assert model(x).shape == answer.shape
+    torch.testing.assert_close(model(x.roll(3, 2 if len(shape) == 4 else 1)), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_shifts_of_a_ring_are_found_behind_orders_that_look_as_likely() -> None:
+    with private_random(5):
+        values = torch.tensor([2.0, 1.0, 1.0, -1.0, -1.0, -2.0])
+        motifs = torch.stack([values[torch.randperm(6)] for _ in range(3)])
+        y, place = torch.randint(3, (450,)), torch.randint(16, (450,))
+        x = F.pad(motifs[y], (0, 10)).gather(1, (torch.arange(16) - place[:, None]) % 16) + 0.5 * drawn(450, 16)
+    found = finding(training(x, y, lambda: flat(16, 3), F.cross_entropy))
+    assert (found.status, found.counterfactual) == ("present", "equivariant(shifts)")

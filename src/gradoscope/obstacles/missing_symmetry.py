@@ -15,15 +15,17 @@ from gradoscope.measurement import Measurement
 from gradoscope.obstacles import Mechanism, Obstacle, chance_above, evidence
 from gradoscope.obstacles.overfitting import OBSTACLE as OVERFITTING
 from gradoscope.remedies import Remedy
-from gradoscope.remedies.equivariant import Equivariant
+from gradoscope.remedies.equivariant import Equivariant, Sliding
 from gradoscope.remedies.symmetrise import Symmetrise
 from gradoscope.training import Live, split
 
 __all__ = ["OBSTACLE", "MissingSymmetry"]
 
+Missing = tuple[Group, Measurement, Measurement]  # a group, the test that the examples have it, the defect of the model
+
 ROWS = 2048
 LEAST = 64  # examples from which laws can be told apart
-MOST = 4  # groups that are tried, those that the model respects least
+MOST, EACH = 3, 2  # families that are tried, and groups of each
 JUDGED = 256  # examples on which the model's own defect is measured
 
 
@@ -41,81 +43,81 @@ class MissingSymmetry(Obstacle):
             return self.finding("undetermined", 0.5, "there are no validation data", first)
         if first.holds is False:
             return self.finding("absent", first.probability, "validation follows training", first)
-        found = self._symmetries(case)
-        if not found:
+        families = self._symmetries(case)
+        if not families:
             says = "no group that was tried leaves the law of the examples as it is, or the model respects those that do"
             first.evidence.append(evidence("symmetries", 0, says, supports=False))
             return self.finding("absent", 0.9, "no symmetry is missing", first)
-        for group, law, defect in found:
+        for group, law, defect in (found for family in families for found in family):
             says = f"examples look the same under {group.name} (p = {law.p:.2g}), the model's answers do not (defect {defect.value:.2g})"
             first.evidence.append(evidence("equivariance_defect", defect.value, says, se=defect.se, supports=True))
         if not case.counterfactuals:
             return self.finding("undetermined", 0.5, "mechanism only", first, missing=["counterfactual"])
-        return self._judge(case, [group for group, _, _ in found], first)
-
-    def _judge(self, case: Case, groups: list[Group], first: Mechanism) -> Finding:
-        """The second key: with the symmetry the same examples generalise, beyond what stopping in time does."""
-        stopped, step = case.baseline.lowest("validation")
-        floor = min(case.attainable or 0.0, float(stopped.mean()))
-        left = max(float(stopped.mean()) - floor, 1e-12)
-        best: tuple[float, Counterfactual] | None = None
-        pairs = [g for g in groups if g.name.startswith(("change of sign", "reflection"))]
-        for remedy in self._remedies(groups):
-            c = case.validate(remedy)
-            tried = case.tried(c)
-            if c.failed or tried is None:
-                continue
-            gain, se = paired(stopped, tried[1].lowest("validation")[0])
-            # A group of two doubles the examples at most, which any two halves of a data set do for each other.
-            enough = T.UNEXPLAINED if isinstance(remedy, Symmetrise) and remedy.group in pairs else T.MATERIAL
-            clear = gain > T.SIGMAS * se and gain >= enough * left
-            says = (
-                f"under {remedy.name} the validation loss gets down to {float(stopped.mean()) - gain:.4g}, unchanged and stopped at step "
-                f"{step} to {float(stopped.mean()):.4g}"
-            )
-            first.evidence.append(evidence(f"counterfactual {remedy.name}", gain / left, says, se=se / left, supports=clear))
-            if clear and c.gain >= T.MINOR and (best is None or c.gain > best[1].gain):
-                best = (gain / left, c)
-        if best is None:
+        helped: list[Counterfactual] = []
+        for family in families:
+            for group, _, _ in family:
+                better = [c for remedy in _remedies(group) if (c := self._generalises(case, remedy, group, first)) is not None]
+                helped += better
+                if better:
+                    break  # the smaller groups of the family are part of this one
+        if not helped:
             return self.finding("absent", 0.9, "with the symmetry the same examples generalise no better", first)
-        c = best[1]
-        says = f"{c.remedy} brings the validation loss from {c.loss_unchanged:.4g} to {c.loss_remedy:.4g}"
-        return self.finding("present", first.probability * chance_above(c, T.LEVEL), says, first, c)
+        best = max(helped, key=lambda c: c.gain)
+        summary = f"{best.remedy} brings the validation loss from {best.loss_unchanged:.4g} to {best.loss_remedy:.4g}"
+        return self.finding("present", first.probability * chance_above(best, T.LEVEL), summary, first, best)
 
     @staticmethod
-    def _remedies(groups: list[Group]) -> list[Remedy]:
-        reorders = any(g.name.startswith("permutations of") and "blocks" not in g.name for g in groups)
-        return [*(Symmetrise(g) for g in groups), *([Equivariant()] if reorders else [])]
+    def _generalises(case: Case, remedy: Remedy, group: Group, first: Mechanism) -> Counterfactual | None:
+        """The second key: with the symmetry the same examples generalise, beyond what stopping in time does."""
+        c = case.validate(remedy)
+        tried = case.tried(c)
+        if c.failed or tried is None:
+            return None
+        stopped, step = case.baseline.lowest("validation")
+        lowest = float(stopped.mean())
+        left = max(lowest - min(case.attainable or 0.0, lowest), 1e-12)
+        gain, se = paired(stopped, tried[1].lowest("validation")[0])
+        # A group of two doubles the examples at most, which any two halves of a data set do for each other.
+        enough = T.UNEXPLAINED if group.name.startswith(("change of sign", "reflection")) else T.MATERIAL
+        clear = gain > T.SIGMAS * se and gain >= enough * left
+        says = f"under {remedy.name} the validation loss gets down to {lowest - gain:.4g}, unchanged, stopped at step {step}, to {lowest:.4g}"
+        first.evidence.append(evidence(f"counterfactual {remedy.name}", gain / left, says, se=se / left, supports=clear))
+        return c if clear and c.gain >= T.MINOR else None
 
     @staticmethod
-    def _symmetries(case: Case) -> list[tuple[Group, Measurement, Measurement]]:
-        """The groups that leave the law of the examples as it is, the largest of each family, and that the model does not respect."""
+    def _symmetries(case: Case) -> list[list[Missing]]:
+        """The groups that leave the law of the examples as it is and that the model does not respect, by family, the largest first."""
 
-        def read(live: Live) -> list[tuple[Group, Measurement, Measurement]]:
+        def read(live: Live) -> list[list[Missing]]:
             if live.training.loss_fn is None:
                 return []
-            batches = live.batches.sample(ROWS, "fresh")
-            inputs, target = split(tree.concatenate(batches))
+            inputs, target = split(tree.concatenate(live.batches.sample(ROWS, "fresh")))
             if not isinstance(target, Tensor) or len(target) < LEAST:
                 return []
             parts: Any = inputs if len(inputs) > 1 else inputs[0]
-            found, kept = [], set()
+            found: list[list[Missing]] = []
+            kept: set[str] = set()
             for family in natural_groups(parts, target):
+                missing = []
                 for group in family:
-                    if group.name in kept:
-                        break
-                    law = law_under(parts, target, group, seed=case.seed)
-                    if law.p is None or law.p <= T.ALPHA:
+                    law = law_under(parts, target, group, seed=case.seed) if group.name not in kept else None
+                    if law is None or law.p is None or law.p <= T.ALPHA:
                         continue
                     kept.add(group.name)
                     defect = _defect(live, inputs, target, group)
                     if defect is not None and float(defect.value) > T.MINOR:
-                        found.append((group, law, defect))
-                    break
-            return sorted(found, key=lambda f: -float(f[2].value))[:MOST]
+                        missing.append((group, law, defect))
+                found.append(missing[:EACH])
+            return [family for family in found if family][:MOST]
 
-        found: list[tuple[Group, Measurement, Measurement]] = case.measure("symmetries", max(case.baseline.states), read)
+        found: list[list[Missing]] = case.measure("symmetries", max(case.baseline.states), read)
         return found
+
+
+def _remedies(group: Group) -> list[Remedy]:
+    orders = group.name.startswith("permutations of") and "blocks" not in group.name
+    slides = group.name.startswith("shifts")
+    return [Symmetrise(group), *([Equivariant()] if orders else []), *([Sliding()] if slides else [])]
 
 
 def _defect(live: Live, inputs: tuple[Tensor, ...], target: Tensor, group: Group) -> Measurement | None:

@@ -1,4 +1,4 @@
-"""A small network that does not depend on the order of nodes, in the place of the model."""
+"""A small network with a symmetry, in the place of the model: it does not depend on the order of nodes, or on shifts."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from gradoscope.structured.gpi import GPI
 from gradoscope.structured.graphs import Graphs
 from gradoscope.training import Live, split
 
-__all__ = ["Equivariant", "Reordering"]
+__all__ = ["Equivariant", "OnRing", "Reordering", "Sliding"]
 
 WIDTH = 64
 RATE = 3e-3  # of Adam: a usual one for networks of this size
@@ -41,9 +41,11 @@ class Equivariant(Remedy):
         inputs = tuple(x.to(live.device) for x in inputs)
         with untouched(live.model, seed=0), torch.no_grad():
             answer = live.model(*inputs)
+        if not isinstance(answer, Tensor) or not answer.is_floating_point():
+            raise GradoscopeError("the model's answer is no real tensor, so no other network can give it")
         model, optimizer, schedule = live.model, live.optimizer, live.schedule
         with private_random(derive_seed(live.seed, 483)):
-            live.model = Reordering(inputs, answer, target).to(live.device)
+            live.model = self.network(inputs, answer, target).to(live.device)
         live.optimizer = torch.optim.Adam(live.model.parameters(), lr=RATE)
         live.schedule = None
 
@@ -51,6 +53,60 @@ class Equivariant(Remedy):
             live.model, live.optimizer, live.schedule = model, optimizer, schedule
 
         live.at_close(put_back)
+
+    def network(self, inputs: tuple[Tensor, ...], answer: Tensor, target: Tensor) -> nn.Module:
+        """The network that takes the model's place."""
+        return Reordering(inputs, answer, target)
+
+
+class Sliding(Equivariant):
+    """Train a small circular convolutional network on the same batches with the same loss, as many steps: it does not depend on shifts.
+
+    Cost: two convolutions of 64 filters per example.
+    """
+
+    name = "equivariant(shifts)"
+    explanation = "A convolutional network that does not depend on where on the ring things stand is trained in the place of the model."
+    code = "nn.Conv1d(channels, 64, 7, padding='same', padding_mode='circular')  # and the largest answer over all places"
+
+    def network(self, inputs: tuple[Tensor, ...], answer: Tensor, target: Tensor) -> nn.Module:
+        """The network that takes the model's place."""
+        return OnRing(inputs[0], answer)
+
+
+class OnRing(nn.Module):
+    """Answers from rows, series or images whose ends are joined, the same wherever things stand.
+
+    Args:
+        inputs: example inputs, (N, n), (N, n, d) or (N, C, H, W).
+        answer: example outputs, one for each example.
+    """
+
+    def __init__(self, inputs: Tensor, answer: Tensor) -> None:
+        super().__init__()
+        if not inputs.is_floating_point() or inputs.dim() not in (2, 3, 4):
+            raise GradoscopeError(f"no small convolutional network is made for inputs of shape {tuple(inputs.shape)}")
+        self.shape = answer.shape[1:]
+        layer = nn.Conv2d if inputs.dim() == 4 else nn.Conv1d
+        places = self.channels(inputs).shape[2:]
+        size = min(7 if inputs.dim() < 4 else 5, *(p - (p + 1) % 2 for p in places))
+        self.slide = nn.Sequential(
+            layer(self.channels(inputs).shape[1], WIDTH, size, padding="same", padding_mode="circular"),
+            nn.ReLU(),
+            layer(WIDTH, WIDTH, 1),
+            nn.ReLU(),
+        )
+        self.head = nn.Sequential(nn.Linear(2 * WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, answer[0].numel()))
+
+    @staticmethod
+    def channels(x: Tensor) -> Tensor:
+        """The inputs with channels in dimension 1."""
+        return x[:, None] if x.dim() == 2 else x.movedim(1, 2) if x.dim() == 3 else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Answers in the form of the example outputs."""
+        seen = self.slide(self.channels(x)).flatten(2)
+        return self.head(torch.cat([seen.amax(2), seen.mean(2)], 1)).reshape(-1, *self.shape)  # type: ignore[no-any-return]  # a module's output
 
 
 class Reordering(nn.Module):
@@ -64,8 +120,6 @@ class Reordering(nn.Module):
 
     def __init__(self, inputs: tuple[Tensor, ...], answer: Tensor, target: Tensor) -> None:
         super().__init__()
-        if not isinstance(answer, Tensor) or not answer.is_floating_point():
-            raise GradoscopeError("the model's answer is no real tensor, so no other network can give it")
         self.classes = int(max(int(inputs[0].max()) + 1, 2)) if not inputs[0].is_floating_point() else 0
         if self.classes > TOKENS:
             raise GradoscopeError(f"the inputs are whole numbers of more than {TOKENS} values")
