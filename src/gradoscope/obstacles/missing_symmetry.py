@@ -80,7 +80,7 @@ class MissingSymmetry(Obstacle):
         # A group of two doubles the examples at most, which any two halves of a data set do for each other.
         enough = T.UNEXPLAINED if group.name.startswith(("change of sign", "reflection")) else T.MATERIAL
         clear = gain > T.SIGMAS * se and gain >= enough * left
-        says = f"under {remedy.name} the validation loss gets down to {lowest - gain:.4g}, unchanged, stopped at step {step}, to {lowest:.4g}"
+        says = f"under {remedy.name} the validation loss gets down to {lowest - gain:.4g}, unchanged to {lowest:.4g} at step {step}"
         first.evidence.append(evidence(f"counterfactual {remedy.name}", gain / left, says, se=se / left, supports=clear))
         return c if clear and c.gain >= T.MINOR else None
 
