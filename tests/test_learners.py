@@ -164,3 +164,11 @@ def test_examples_of_batches():
     assert y.shape == (6,)
     for other in ([a], [(a, a, a)], [(a, "b")], [{"x": a}], [(a, a), (a[:, :2], a)]):
         assert as_examples(other) is None
+
+
+def test_scores_of_several_labels_are_read_as_probabilities() -> None:
+    x = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    y = (x[:, :3] > 0).float()
+    scores = {s.learner: s.skill for s in reference_scores(x, y, output=20 * x[:, :3])}
+    assert scores["this model"] > 0.9
+    assert {s.learner: s.skill for s in reference_scores(x, y, output=y)}["this model"] == 1.0

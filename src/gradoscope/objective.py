@@ -11,12 +11,17 @@ from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from gradoscope import tree
-from gradoscope.errors import CannotRun
+from gradoscope.errors import CannotRun, Usage
+from gradoscope.graph import has_node, once_differentiable
 from gradoscope.guard import derive_seed, second_order_kernels, untouched
 from gradoscope.measurement import Cost
 
 __all__ = ["Objective", "asymmetry_limit", "flat"]
 
+REENTRANT = (
+    "the model uses reentrant activation checkpointing, through which gradients cannot be measured without touching .grad. "
+    "Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+)
 BatchLoss = Callable[[nn.Module, Any], Tensor]
 
 
@@ -80,6 +85,11 @@ class Objective:
         if not self.parameters or not self.batches:
             what = "no parameter that requires a gradient" if not self.parameters else "no batch"
             raise CannotRun(f"there is {what} to measure the loss with: expected at least one.")
+        if found := [name for name, p in self.named if p.is_complex()]:
+            raise CannotRun(
+                f"{found[0]} is complex, and derivatives by complex parameters are no gradients of a real vector. Make its real and "
+                "imaginary parts parameters (torch.view_as_real) and join them in the forward pass (torch.view_as_complex)."
+            )
         self.cost = Cost()
         self.method = "autograd"
         self.why = ""
@@ -109,6 +119,18 @@ class Objective:
 
     def __repr__(self) -> str:
         return f"Objective({type(self.model).__name__}, dim={self.dim:,}, batches={len(self.batches)}, mode={self.mode!r})"
+
+    def restricted(self, names: Sequence[str]) -> "Objective":
+        """The same loss on the same batches as a function of some of the parameters only.
+
+        Raises:
+            Usage: where there is no such trainable parameter.
+        """
+        known = dict(self.named)
+        if missing := [name for name in names if name not in known]:
+            raise Usage(f"there is no trainable parameter {missing[0]!r}. There are {', '.join(known)}.")
+        pairs = [(name, known[name]) for name in names]
+        return Objective(self.model, self._loss, self.batches, parameters=pairs, mode=self.mode, seed=self.seed, context=self._context)
 
     def inside(self, k: int) -> ExitStack:
         """Everything that a pass over batch k must leave as it was, with the random streams seeded for it."""
@@ -163,13 +185,15 @@ class Objective:
         """The gradient of a loss, None for each parameter that it does not depend on."""
         if not loss.requires_grad:
             return (None,) * len(self.parameters)
-        grads = torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True)
-        if any(g is None for g in grads) and _has_node(loss, "CheckpointFunctionBackward"):
+        try:
+            grads = torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" in str(error):
+                raise CannotRun(REENTRANT) from error
+            raise
+        if any(g is None for g in grads) and has_node(loss, "CheckpointFunctionBackward"):
             # Parameters inside are no part of its graph: their gradients would silently be zero.
-            raise CannotRun(
-                "the model uses reentrant activation checkpointing, through which gradients cannot be measured without "
-                "touching .grad. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-            )
+            raise CannotRun(REENTRANT)
         return grads
 
     def batch_gradients(self) -> Tensor:
@@ -259,7 +283,7 @@ class Objective:
         error = abs(float(torch.dot(u, hv) - torch.dot(v, hu))) / size if size > 0 else 0.0
         self.verified = not error > asymmetry_limit(self)
         if not self.verified:
-            self.distrust(f"the double backward is not symmetric (by {error:.1%}), so it is wrong")
+            self.distrust(self.lies(error))
         return self.verified
 
     def _gather(self, product: Callable[[int, Tensor], Tensor], vector: Tensor, *, mean: bool) -> Tensor:
@@ -270,6 +294,13 @@ class Objective:
         for k in range(1, count):
             total = total + product(k, vector)
         return total / count
+
+    def lies(self, asymmetry: float) -> str:
+        """Why the double backward is distrusted, with the functions of the user's own that are marked once differentiable."""
+        with self.inside(0), torch.enable_grad():
+            found = once_differentiable(self.batch_loss(0))
+        names = f"; {', '.join(found)}: only once differentiable" if found else ""
+        return f"the double backward is not symmetric (by {asymmetry:.1%}), so it is wrong{names}"
 
     def distrust(self, why: str) -> None:
         """Take finite differences from now on, for the reason given."""
@@ -356,20 +387,6 @@ class Objective:
     def theta(self) -> Tensor:
         """A copy of the parameters as one vector, shape (dim,)."""
         return flat([p.detach().clone() for p in self.parameters], self.parameters)
-
-
-def _has_node(loss: Tensor, name: str) -> bool:
-    """Whether the graph of a loss has a node of this name."""
-    seen, ahead = set(), [loss.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == name:
-            return True
-        seen.add(node)
-        ahead += [previous for previous, _ in node.next_functions]
-    return False
 
 
 def _out_of_memory(error: BaseException) -> bool:

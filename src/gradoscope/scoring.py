@@ -17,7 +17,7 @@ from gradoscope.diagnosis import Counterfactual
 from gradoscope.errors import GradoscopeError
 from gradoscope.guard import untouched
 from gradoscope.loop import prepare
-from gradoscope.measure.surrogates import Surrogate, perfect_output, surrogates
+from gradoscope.measure.surrogates import Surrogate, perfect_output, shifts_of_scores, surrogates
 from gradoscope.remedies import Remedy
 from gradoscope.trace import run
 from gradoscope.training import Live, split
@@ -137,6 +137,9 @@ def compare(case: Case, remedies: list[Remedy]) -> list[Comparison]:
     with case.live(max(case.baseline.states)) as live:
         ours = {mode: _answers(live, mode, case) for mode in _modes(case)}
     runs = [(remedy, _run(case, remedy, ours)) for remedy in remedies]
+    shifted = _shifted(case, ours)
+    if shifted is not None:
+        runs.append((_Shift(), shifted))
     most = max([was.end, *(was.end + r.better for _, r in runs if not r.failed)])
     scale = max(most - was.start, T.SCALE_FLOOR * was.scale)
     found = [Comparison(case.judged(_told(case, remedy, r, was, scale)), r.price, r.new) for remedy, r in runs]
@@ -153,6 +156,35 @@ class _Run:
     price: float = 0.0
     new: tuple[float, float] | None = None
     failed: str = ""
+
+
+class _Shift(Remedy):
+    """The same outputs and another decision: what is added to them was chosen on one half of the training examples."""
+
+    name = "threshold"
+    explanation = "A number is added to the outputs, one for each class where there are several: the decision moves, and no weight does."
+    code = "# choose the threshold (or the classes' offsets) by the metric, on examples that it is not judged on"
+
+
+def _shifted(case: Case, ours: dict[str, tuple[Any, Any]]) -> _Run | None:
+    """The best of some shifts of the unchanged run's outputs, chosen by the metric on every other example and judged on the rest."""
+    assert case.training.loss_fn is not None
+    output, target = ours["train"]
+    if not isinstance(output, Tensor):
+        return None
+    choose, judge = slice(0, None, 2), slice(1, None, 2)
+    moved = shifts_of_scores(output[choose], target[choose])
+    if not moved:
+        return None
+    try:
+        best = max(moved, key=lambda c: _metric(case, output[choose] + c, target[choose]))
+        kept = output[judge], target[judge]
+        better, se = _difference(case, kept, (kept[0] + best, kept[1]))
+        new = _difference(case, ours["eval"], (ours["eval"][0] + best, ours["eval"][1])) if "eval" in ours else None
+        price = float(case.training.loss_fn(kept[0] + best, kept[1]) - case.training.loss_fn(*kept)) / case.scale
+    except FAILURES:
+        return None
+    return _Run(better, se, price, new) if math.isfinite(better) else None
 
 
 def _run(case: Case, remedy: Remedy, ours: dict[str, tuple[Any, Any]]) -> _Run:

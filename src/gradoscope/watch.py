@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradoscope.errors import CannotRun, Usage
+from gradoscope.measure.step_noise import StepNoise
 from gradoscope.store import Run
 from gradoscope.training import Live, Training, check_parameters
-from gradoscope.watching.attach import SeenLoss, Step, listen, nested_step, tell, unwrap
+from gradoscope.watching.attach import SeenLoss, Step, listen, listen_to_rows, nested_step, rows_of, tell, unwrap
 from gradoscope.watching.budget import Budget, Kind, Timetable
 from gradoscope.watching.calls import Calls, Reservoir, keep
 from gradoscope.watching.look import Look
@@ -43,6 +44,7 @@ def watch(
     target: str | None = None,
     steps: int | None = None,
     name: str | None = None,
+    noise: bool = False,
     sinks: Sequence[Sink] = (),
 ) -> "Watch":
     r"""Watch a training from its own loop; nothing that the loop computes changes.
@@ -83,6 +85,8 @@ def watch(
         target: how the training is made, for the recorded run: a catalogue name or "path/file.py:function".
         steps: how many steps are planned.
         name: what reports call it.
+        noise: whether looks also tell the norm test and the signal-to-noise ratio of the gradient, from the gradients of single
+            rows in the step's own backward pass (see `measure.step_noise`): half a step more for each look, within the budget.
         sinks: where records and the diagnosis go besides, e.g. `gradoscope.integrations.sinks.TensorBoard("runs/first")`.
 
     Raises:
@@ -112,7 +116,14 @@ def watch(
     outlets = Outlets(None, sinks)
     if record is not None:
         outlets.run = Run.create(record, target=target, name=name or "", steps=steps, settings={"budget": budget})
-    recipe = {"data": data, "validation": validation, "metric": metric, "batch_loss": batch_loss, "name": name or "watched training"}
+    recipe = {
+        "data": data,
+        "validation": validation,
+        "metric": metric,
+        "batch_loss": batch_loss,
+        "name": name or "watched training",
+        "noise": noise,
+    }
     return Watch(model, optimizer, loss_fn, schedule=schedule, budget=Budget(budget), outlets=outlets, recipe=recipe)
 
 
@@ -156,6 +167,8 @@ class Watch:
         self.explicit = False  # the user marks steps and names their batches
         self.looking: Look | None = None
         self._handles: list[Any] = []
+        self._rows: StepNoise | None = None
+        self._wants_rows = bool(recipe.get("noise"))
         self._block: Step | None = None
         self._located = self._told_targets = False
         self._depth, self._nested = 0, nested_step(optimizer)
@@ -345,6 +358,9 @@ class Watch:
             if not self._told_targets and self.blind:
                 self._told_targets = True
                 tell(f"the watch can record this training but not diagnose it: {NO_TARGETS}")
+        if self._wants_rows and self._rows is None:
+            self._rows = rows_of(self)
+            self._wants_rows = self._rows is not None or self.calls.first() is None
         self._disarm()
         self.records.append(record)
         self.outlets.record(record)
@@ -363,9 +379,10 @@ class Watch:
     def _arm(self, kind: Kind) -> None:
         """Look at the coming step: only now do the modules get hooks, so that most steps run without any."""
         self._disarm()
-        self.looking = Look(kind, self.optimizer, self._parameters(), self.calls.losses, self._locate)
-        if not self.explicit:
-            self._handles = listen(self, self.model, self.criterion)
+        self.looking = Look(kind, self.optimizer, self._parameters(), self.calls.losses, self._locate, self._rows)
+        self._handles = [] if self.explicit else listen(self, self.model, self.criterion)
+        if self._rows is not None:
+            self._handles += listen_to_rows(self, self._rows)
 
     def _unhook(self) -> None:
         for handle in self._handles:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradoscope.measure.surrogates import perfect_output, surrogates
+from gradoscope.measure.surrogates import perfect_output, shifts_of_scores, surrogates
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -85,3 +85,16 @@ def test_right_answers_are_right(loss, output, target, right) -> None:  # type: 
 
 def test_no_right_answer_where_the_targets_are_of_another_shape() -> None:
     assert perfect_output(F.mse_loss, random(30, 2), random(30, 3)) is None
+
+
+def test_shifts_move_the_decision_alone() -> None:
+    scores = random(40, 1)
+    bits = (torch.arange(40) % 2).double()[:, None]
+    named = [float((scores + c > 0).double().mean()) for c in shifts_of_scores(scores, bits)]
+    assert named == sorted(named, reverse=True)
+    assert named[0] > 0.9
+    assert named[-1] < 0.1
+    assert shifts_of_scores(scores, random(40, 1, seed=2)) == []
+    favour = shifts_of_scores(random(30, 3), UNEVEN)[-1]
+    assert favour.shape == (1, 3)
+    assert favour[0].argsort().tolist() == [0, 1, 2], "the rarest class is favoured most"

@@ -99,7 +99,7 @@ class Source:
             if isinstance(self.matvec, GaussNewton):
                 self.matvec.distrust()
             else:
-                objective.distrust(f"the double backward is not symmetric (by {space.asymmetry:.1%}), so it is wrong")
+                objective.distrust(objective.lies(space.asymmetry))
 
 
 def working_dtype(objective: Objective) -> torch.dtype:

@@ -1,7 +1,9 @@
 """Curvature of the loss: extreme eigenvalues at both ends, spectral density, Newton directions, all from few products."""
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +14,14 @@ from gradoscope.measure._gauss_newton import gauss_newton_product
 from gradoscope.measure._krylov import Krylov, Matvec, lanczos
 from gradoscope.measure._newton import krylov_newton, newton_direction
 from gradoscope.measure._source import Operator, Source, working_dtype
+from gradoscope.measure._spectrum import Accuracy, Asked, Ends, Spectrum, spectrum_of
 from gradoscope.measurement import Cost, Measurement
 from gradoscope.objective import Objective
 
 __all__ = [
     "Krylov",
     "Spectrum",
+    "block_spectra",
     "curvature_along",
     "density",
     "extreme_eigenvalues",
@@ -29,86 +33,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """Both ends of a spectrum and its density, from one Lanczos run.
-
-    Attributes:
-        top: the k largest eigenvalues, signed, descending, shape (k,).
-        bottom: the k smallest, signed, ascending, shape (k,).
-        top_residuals: bounds of |Hv - lambda v|; an eigenvalue lies within this distance of each value, shape (k,).
-        bottom_residuals: the same for the bottom.
-        top_vectors: unit eigenvectors as rows, shape (k, dim).
-        bottom_vectors: the same for the bottom.
-        nodes: nodes of the Gauss quadrature of the density that the start vector sees, ascending, shape (m,).
-        weights: its weights, which sum to 1, shape (m,).
-        products: how many matrix-vector products were spent.
-        converged: whether all residuals are within the tolerance.
-        symmetric_error: how far the operator was from symmetric, relative to its size.
-        method: how the products were computed, and what limited them.
-        cost: the passes spent.
-    """
-
-    top: np.ndarray
-    bottom: np.ndarray
-    top_residuals: np.ndarray
-    bottom_residuals: np.ndarray
-    top_vectors: Tensor
-    bottom_vectors: Tensor
-    nodes: np.ndarray
-    weights: np.ndarray
-    products: int
-    converged: bool
-    symmetric_error: float
-    method: str
-    cost: Cost = field(default_factory=Cost)
-
-    def __repr__(self) -> str:
-        ends = f"smallest={self.smallest:.4g}±{self.bottom_residuals[0]:.1g}, largest={self.largest:.4g}±{self.top_residuals[0]:.1g}"
-        return f"Spectrum({ends}, products={self.products}, converged={self.converged}, method={self.method!r})"
-
-    @property
-    def largest(self) -> float:
-        """The largest eigenvalue, with its sign."""
-        return float(self.top[0])
-
-    @property
-    def smallest(self) -> float:
-        """The smallest eigenvalue, with its sign: negative at a saddle."""
-        return float(self.bottom[0])
-
-    @property
-    def largest_magnitude(self) -> float:
-        """The largest |eigenvalue|, which is what power iteration would find."""
-        return max(abs(self.largest), abs(self.smallest))
-
-    def to_measurement(self, step: int | None = None) -> Measurement:
-        """The two ends with their residual bounds in place of standard errors."""
-        return Measurement(
-            "extreme_eigenvalues",
-            {"largest": self.largest, "smallest": self.smallest, "largest_magnitude": self.largest_magnitude},
-            se={
-                "largest": float(self.top_residuals[0]),
-                "smallest": float(self.bottom_residuals[0]),
-                "largest_magnitude": float((self.top_residuals if self.largest >= -self.smallest else self.bottom_residuals)[0]),
-            },
-            step=step,
-            method=self.method,
-            cost=self.cost,
-            details={
-                "top": self.top,
-                "bottom": self.bottom,
-                "top_residuals": self.top_residuals,
-                "bottom_residuals": self.bottom_residuals,
-                "nodes": self.nodes,
-                "weights": self.weights,
-                "products": self.products,
-                "converged": self.converged,
-                "symmetric_error": self.symmetric_error,
-            },
-        )
-
-
 def extreme_eigenvalues(
     objective: Objective,
     *,
@@ -118,6 +42,9 @@ def extreme_eigenvalues(
     seed: int = 0,
     operator: Operator | Matvec = "hessian",
     scale: Tensor | None = None,
+    ends: Ends = "both",
+    accuracy: Accuracy = "vectors",
+    start: Spectrum | None = None,
 ) -> Spectrum:
     r"""The k largest and the k smallest eigenvalues with residual bounds, and the density, from one Lanczos run.
 
@@ -135,9 +62,15 @@ def extreme_eigenvalues(
         operator: "hessian", "gauss_newton", or a function v -> Av for symmetric A of shape (dim, dim).
         scale: a vector s >= 0, shape (dim,): the operator is then $S^{1/2}HS^{1/2}$, the curvature in the metric of a
             preconditioned step $-s\,g$ (see `measure.metric.preconditioner`).
+        ends: at which end the run has to converge. The other end is told as well, as far as it is known by then.
+        accuracy: "vectors" stops on residuals, as said above. "values" stops as soon as the error $\min(r, r^2/\mathrm{gap})$ of each
+            eigenvalue asked for is at most `tolerance` times that eigenvalue, and so did at the step before: about half the products.
+        start: the spectrum at an earlier point of the training. Its eigenvectors, with a random vector a tenth as long, begin the run;
+            the density of such a run is not that of the matrix.
 
     Returns:
-        The spectrum. Of a multiple eigenvalue one copy is found before the space is exhausted.
+        The spectrum. Where products are finite differences, their estimated error is part of the residuals. Of a multiple
+        eigenvalue one copy is found before the space is exhausted.
 
     Raises:
         CannotRun: where a product is not finite.
@@ -157,11 +90,16 @@ def extreme_eigenvalues(
     if k < 1 or tolerance <= 0 or max_products < 1:
         raise Usage(f"k and max_products must be at least 1 and tolerance positive, got {k}, {max_products}, {tolerance}.")
     source = Source(objective, operator)
+    if ends not in ("both", "top", "bottom") or accuracy not in ("vectors", "values"):
+        raise Usage(f"`ends` is 'both', 'top' or 'bottom' and `accuracy` 'vectors' or 'values', got {ends!r} and {accuracy!r}.")
     k, before = min(k, objective.dim), objective.cost
-    space = source.krylov(max_products, seed, stop=lambda space: _done(space, k, tolerance), scale=scale)
+    asked = Asked(k, tolerance, ends, accuracy, start)
+    space = source.krylov(max_products, seed, stop=asked.done, start=asked.first(objective, seed), scale=scale)
     passes = Cost(*(getattr(objective.cost, f) - getattr(before, f) for f in ("forward", "backward", "examples")))
+    differences = source.name == "hessian" and objective.method != "autograd"
+    error = objective.difference_error if differences and math.isfinite(objective.difference_error) else 0.0
     return replace(
-        _spectrum(space, k, tolerance),
+        spectrum_of(space, asked, error),
         products=source.products,
         symmetric_error=source.asymmetry,
         cost=passes,
@@ -169,47 +107,35 @@ def extreme_eigenvalues(
     )
 
 
-def _done(space: Krylov, k: int, tolerance: float) -> bool:
-    """Whether both ends are known well enough.
+def block_spectra(objective: Objective, blocks: Mapping[str, Sequence[str]] | None = None, **options: Any) -> dict[str, Spectrum]:
+    r"""Both ends of the spectrum of each diagonal block $\partial^2J/\partial\theta_b^2$: of each layer, or of chosen parameters.
 
-    In an invariant space every eigenvalue has one copy only: k further start vectors find up to k copies of each.
+    Args:
+        objective: the loss.
+        blocks: name to names of parameters; by default each module that owns trainable parameters is a block.
+        options: what `extreme_eigenvalues` takes; an `operator` by its name.
+
+    Returns:
+        Block to its spectrum.
+
+    Raises:
+        Usage: where a block names a parameter that is not there.
+
+    Cost: for each block that of `extreme_eigenvalues`, with gradients by its own parameters only.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1).double()
+        >>> objective = Objective(model, lambda m, b: m(b).square().sum(), [torch.eye(2).double()])
+        >>> found = block_spectra(objective, {"weight": ["weight"], "bias": ["bias"]})
+        >>> round(found["weight"].largest, 6), round(found["bias"].largest, 6)
+        (2.0, 4.0)
     """
-    if space.exhausted:
-        return True
-    invariant = space.beta[-1] == 0
-    if space.size < k or (len(space.starts) < k and (invariant or len(space.starts) > 1)):
-        return False
-    # Small residuals in a small space can miss an eigenvector that the start vector hardly contains.
-    dim = space.basis.shape[1]
-    if not invariant and space.size < (dim if dim <= 16 else 2 * k + 4):
-        return False
-    values, coefficients = space.ritz()
-    residuals = space.residuals(coefficients)
-    ends = np.r_[residuals[:k], residuals[-k:]]
-    return bool(ends.max() <= tolerance * np.abs(values).max())
-
-
-def _spectrum(space: Krylov, k: int, tolerance: float) -> Spectrum:
-    values, coefficients = space.ritz()
-    residuals = space.residuals(coefficients)
-    k = min(k, space.size)
-    low, high = slice(0, k), slice(-1, -k - 1, -1)
-    worst = max(residuals[low].max(), residuals[high].max())
-    rounding = 4 * torch.finfo(space.basis.dtype).eps * space.scale
-    return Spectrum(
-        top=values[high].copy(),
-        bottom=values[low].copy(),
-        top_residuals=residuals[high].copy(),
-        bottom_residuals=residuals[low].copy(),
-        top_vectors=space.vectors(coefficients[:, high]),
-        bottom_vectors=space.vectors(coefficients[:, low]),
-        nodes=values,
-        weights=coefficients[0] ** 2,
-        products=space.size,
-        converged=bool(worst <= max(tolerance * np.abs(values).max(), rounding)),
-        symmetric_error=space.asymmetry,
-        method="Lanczos",
-    )
+    if blocks is None:
+        groups: dict[str, list[str]] = {}
+        for name, _ in objective.named:
+            groups.setdefault(name.rpartition(".")[0] or type(objective.model).__name__, []).append(name)
+        blocks = groups
+    return {block: extreme_eigenvalues(objective.restricted(names), **options) for block, names in blocks.items()}
 
 
 def top_eigenvalues(objective: Objective, k: int = 5, *, tolerance: float = 1e-3, max_products: int = 80, seed: int = 0) -> Measurement:
@@ -279,6 +205,8 @@ def density(spectrum: Spectrum, grid: np.ndarray | None = None, width: float | N
 def curvature_along(objective: Objective, direction: Tensor) -> Measurement:
     r"""The curvature $v^\top Hv/v^\top v$ along a direction, with its standard error over the batches.
 
+    Where the product had to be a finite difference, its estimated error is added to the standard error (in squares).
+
     Args:
         objective: the loss; choose v on other batches, or the estimate is biased towards what v was chosen for.
         direction: v, shape (dim,), not zero.
@@ -299,6 +227,8 @@ def curvature_along(objective: Objective, direction: Tensor) -> Measurement:
     values = ((products @ v) / torch.dot(v, v)).cpu().numpy()
     count = len(values)
     se = float(values.std(ddof=1) / math.sqrt(count)) if count > 1 else None
+    if objective.method != "autograd" and math.isfinite(objective.difference_error):
+        se = math.hypot(se or 0.0, objective.difference_error * float(products.norm(dim=1).mean() / v.norm()))
     return Measurement(
         "curvature_along", float(values.mean()), se=se, n=count, unit="loss", method=objective.method, details={"by_batch": values}
     )

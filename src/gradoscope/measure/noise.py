@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradoscope.measurement import Measurement
 
-__all__ = ["NoiseStatistics", "expected_step", "gram", "noise_statistics"]
+__all__ = ["NoiseStatistics", "NormStatistics", "expected_step", "gram", "noise_statistics", "norm_statistics", "statistics_of_products"]
 
 CHUNK = 1 << 20  # columns that are turned into float64 at a time
 ONE_SIDED = 1.645  # normal quantile of a one-sided 95% bound
@@ -93,7 +93,30 @@ def noise_statistics(gradients: Tensor, batch: int, *, flips: int = 999, seed: i
     k = len(gradients)
     if k < 2:
         raise ValueError(f"noise can be told from signal with at least 2 batch gradients, got {k}.")
-    products = gram(gradients)
+    return statistics_of_products(gram(gradients), batch, flips=flips, seed=seed)
+
+
+def statistics_of_products(products: np.ndarray, batch: int, *, flips: int = 999, seed: int = 0) -> NoiseStatistics:
+    """The statistics of `noise_statistics` from the gradients' inner products alone.
+
+    Args:
+        products: inner products of K gradients, shape (K, K), K >= 2.
+        batch: rows per gradient.
+        flips: random sign vectors of the test.
+        seed: what they are drawn from.
+
+    Returns:
+        The statistics; NaN throughout where a product is not finite.
+
+    Cost: none.
+
+    Example:
+        >>> statistics_of_products(np.array([[1.0, 3.0], [3.0, 9.0]]), batch=8).snr
+        1.5
+    """
+    k = len(products)
+    if k < 2:
+        raise ValueError(f"noise can be told from signal with at least 2 gradients, got {k}.")
     if not np.isfinite(products).all():
         nan = math.nan
         return NoiseStatistics(nan, nan, nan, nan, nan, nan, batch, k)
@@ -107,6 +130,71 @@ def noise_statistics(gradients: Tensor, batch: int, *, flips: int = 999, seed: i
     bounded = signal > rounding and signal - ONE_SIDED * se > 0
     scale = (0.0 if noiseless else batch * trace / signal) if bounded else math.inf
     return NoiseStatistics(signal, se, trace, snr, _sign_flip(products, flips, seed), scale, batch, k)
+
+
+@dataclass(frozen=True)
+class NormStatistics:
+    r"""What the norms of the gradients of B rows, and that of their mean, say about signal and noise.
+
+    Args:
+        signal: $|\bar g|^2-\mathrm{tr}\Sigma/B$, an unbiased estimate of the squared norm of the expected gradient; may be negative.
+        trace: $\mathrm{tr}\Sigma$, an unbiased estimate of the trace of the covariance of one row's gradient.
+        trace_se: its standard error, the mean being taken as given.
+        snr: signal / trace, the signal-to-noise ratio of one row.
+        norm_test: $\sqrt{\mathrm{tr}\Sigma/B}/|\bar g|$, the relative error of the batch's gradient; below 1 it points where the
+            expected gradient does, more often than not.
+        batch_noise_scale: trace / signal, the batch size at which signal and noise are equal; infinite where the signal is not positive.
+        rows: B.
+    """
+
+    signal: float
+    trace: float
+    trace_se: float
+    snr: float
+    norm_test: float
+    batch_noise_scale: float
+    rows: int
+
+
+def norm_statistics(squares: np.ndarray, gradient_square: float) -> NormStatistics:
+    r"""Signal and noise of a batch's gradient from the squared norms of its rows' gradients and that of their mean.
+
+    $$\widehat{\mathrm{tr}\Sigma}=\frac{B}{B-1}\Big(\frac1B\sum_n|g_n|^2-|\bar g|^2\Big)$$
+    No inner products are needed, so it can be had at every step of a training. A single batch gives no p-value.
+
+    Args:
+        squares: $|g_n|^2$, shape (B,), B >= 2, scaled so that the mean of the $g_n$ is the batch's gradient.
+        gradient_square: $|\bar g|^2$.
+
+    Returns:
+        The statistics; NaN where a norm is not finite.
+
+    Raises:
+        ValueError: where there are fewer than two rows.
+
+    Cost: none.
+
+    Example:
+        >>> s = norm_statistics(np.array([1.0, 9.0]), 4.0)
+        >>> s.signal, s.trace, s.snr
+        (3.0, 2.0, 1.5)
+
+    Source: Byrd et al. 2012, Sample size selection in optimization methods (the norm test); McCandlish et al. 2018 (the scale).
+    """
+    rows = len(squares)
+    if rows < 2:
+        raise ValueError(f"noise can be told from signal with at least 2 rows, got {rows}.")
+    if not np.isfinite(squares).all() or not math.isfinite(gradient_square):
+        nan = math.nan
+        return NormStatistics(nan, nan, nan, nan, nan, nan, rows)
+    mean = float(squares.mean())
+    trace = max(0.0, (mean - gradient_square) * rows / (rows - 1))
+    signal = gradient_square - trace / rows
+    noiseless = trace <= 1e-7 * mean  # what rounding leaves of equal gradients
+    snr = signal / trace if not noiseless else (math.inf if signal > 0 else math.nan)
+    test = math.sqrt(trace / rows / gradient_square) if gradient_square > 0 else (math.inf if trace > 0 else math.nan)
+    scale = (0.0 if noiseless else trace / signal) if signal > 0 else math.inf
+    return NormStatistics(signal, trace, float(squares.std(ddof=1)) / math.sqrt(rows), snr, test, scale, rows)
 
 
 def _signal_variance(products: np.ndarray) -> float:

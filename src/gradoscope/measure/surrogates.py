@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Surrogate", "perfect_output", "surrogates"]
+__all__ = ["Surrogate", "perfect_output", "shifts_of_scores", "surrogates"]
 
 Loss = Callable[[Any, Any], Tensor]
 SURE = 20.0  # a score that leaves no doubt about a class
@@ -93,6 +93,33 @@ def perfect_output(loss_fn: Loss, output: Tensor, target: Any) -> Tensor | None:
     return SURE * signs if signs is not None and not _in_values(loss_fn, output, values) else values
 
 
+def shifts_of_scores(output: Tensor, target: Any) -> list[Tensor]:
+    r"""Numbers to add to all outputs that move the decision and nothing else: a threshold for yes or no, favours for rarer classes.
+
+    For targets of two values: what puts the threshold 0 or 1/2 at each tenth of the outputs' range from the 2nd to the 98th percentile. For
+    classes of shares $p_k$: $-\tau\log p_k$ for $\tau$ = 1/4, 1/2, 1 and 2. Nothing for other targets.
+
+    Args:
+        output: shape (n, ...).
+        target: as the loss takes it.
+    """
+    if not isinstance(target, Tensor):
+        return []
+    dim = _class_dim(output, target)
+    if dim is not None:
+        counts = torch.bincount(target.flatten().long(), minlength=output.shape[dim]).to(output)
+        favour = -(counts.clamp_min(1) / counts.sum()).log()
+        shape = [-1 if d == dim else 1 for d in range(output.dim())]
+        return [tau * (favour - favour.mean()).reshape(shape) for tau in (0.25, 0.5, 1.0, 2.0)]
+    if target.shape != output.shape or not target.is_floating_point() or _signs(target) is None:
+        return []
+    levels = (
+        output.detach().flatten()[:100_000].double().quantile(torch.linspace(0.02, 0.98, 20, dtype=torch.float64, device=output.device))
+    )
+    middle = 0.5 if bool(((output >= 0) & (output <= 1)).all()) else 0.0
+    return [(middle - level).to(output) for level in levels]
+
+
 def _candidates(loss_fn: Loss, output: Tensor, target: Tensor) -> Iterator[Surrogate]:
     dim = _class_dim(output, target)
     if dim is not None:
@@ -117,7 +144,7 @@ def _class_dim(output: Tensor, target: Tensor) -> int | None:
 
 def _signs(target: Tensor) -> Tensor | None:
     """-1 and 1 for targets that are two classes, else None."""
-    values = target.unique()
+    values = target.unique()  # type: ignore[no-untyped-call]  # torch gives it no types
     if len(values) != 2:
         return None
     low, high = float(values[0]), float(values[1])

@@ -126,7 +126,7 @@ def _defect(live: Live, inputs: tuple[Tensor, ...], target: Tensor, group: Group
     parts: Any = few if len(few) > 1 else few[0]
 
     def answer(x: Any) -> Tensor:
-        z = live.model(*x) if isinstance(x, tuple) else live.model(x)
+        z: Tensor = live.model(*x) if isinstance(x, tuple) else live.model(x)
         # Scores of classes stand in dimension 1 where the targets' entries stand in the last: the entries come first.
         behind = isinstance(z, Tensor) and z.dim() == target.dim() + 1 and target.dim() > 1 and z.shape[2:] == target.shape[1:]
         return z.movedim(1, -1) if behind else z

@@ -17,7 +17,7 @@ class SurrogateMismatch(Obstacle):
     name = "surrogate_mismatch"
     title = "the surrogate is minimised, the metric that counts is not"
     about = "metric"
-    advice = "Minimise a loss that follows the metric more closely."
+    advice = "Minimise a loss that follows the metric more closely, or choose the decision by the metric."
     # Last of all: only where nothing else holds the loss up is it minimised.
     after = (
         "bayes_floor",

@@ -75,11 +75,11 @@ class _Swap:
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
         mode = _Mode(self)
-        mode.__enter__()
+        mode.__enter__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self._modes.append(mode)
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._modes.pop().__exit__(None, None, None)
+        self._modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch gives it no types
 
 
 class _Mode(TorchFunctionMode):

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradoscope import tree
 from gradoscope.errors import CannotRun
+from gradoscope.measure.step_noise import StepNoise
 
 if TYPE_CHECKING:
     from gradoscope.watch import Watch
 
-__all__ = ["Hook", "SeenLoss", "Step", "listen", "nested_step", "tell", "unwrap"]
+__all__ = ["Hook", "SeenLoss", "Step", "listen", "listen_to_rows", "nested_step", "rows_of", "tell", "unwrap"]
 
 
 class Hook:
@@ -46,6 +48,27 @@ def listen(watch: "Watch", model: nn.Module, criterion: Any) -> list[Any]:
         seen = Hook(lambda module, args, kwargs, loss: watch.saw_loss(args, kwargs, loss))
         handles.append(criterion.register_forward_hook(seen, with_kwargs=True))
     return handles
+
+
+def listen_to_rows(watch: "Watch", noise: StepNoise) -> list[Any]:
+    """Hook the layers whose inputs and slopes tell the gradients of single rows; a mistake there ends the watch, and no more."""
+
+    def wrap(call: Callable[..., None]) -> Callable[..., None]:
+        return lambda *arguments: watch.guarded(call, *arguments)
+
+    return noise.attach(wrap, Hook)
+
+
+def rows_of(watch: "Watch") -> StepNoise | None:
+    """Hooks for the gradients of single rows, learnt from the call that was just seen; None where they cannot be had."""
+    call = watch.calls.first()
+    if call is None or call.kwargs or watch.model is not watch.inner or any(hasattr(m, "_orig_mod") for m in watch.inner.modules()):
+        return None  # a compiled model runs no hooks, and of several ranks each sees its own rows only
+    device = next(watch.inner.parameters()).device
+    try:
+        return StepNoise(watch.inner, *(tree.to_device(a, device) for a in call.args))
+    except Exception:  # whatever a user's model objects to in a single row
+        return None
 
 
 class SeenLoss:

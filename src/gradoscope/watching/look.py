@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradoscope.measure.step_noise import StepNoise
 from gradoscope.watching.budget import Kind
 from gradoscope.watching.norms import norms, read, total
 
@@ -25,6 +26,7 @@ class Look:
         named: (name, parameter) pairs that the optimizer holds.
         losses_of_calls: gives the losses that hooks saw in this step; they are read with the norms.
         locate: names the first layer whose output is not finite; called at most once per training.
+        noise: hooks that see the gradients of single rows in this step, or None.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class Look:
         named: list[tuple[str, Tensor]],
         losses_of_calls: Callable[[], list[Tensor]],
         locate: Callable[[], str | None],
+        noise: StepNoise | None = None,
     ) -> None:
+        self._noise = noise
         self.kind, self.optimizer, self._named = kind, optimizer, named
         self._losses_of_calls, self._locate = losses_of_calls, locate
         self.losses: list[Tensor] = []
@@ -132,9 +136,19 @@ class Look:
             without = [n for n, p in self._named if p.grad is None]
             if without:
                 self._record["no_gradient"] = without
+        if self._noise is not None and at != "closure":  # a closure runs the batch again and again
+            self._rows(self._noise)
         bad = [n for n, value in zip(names, numbers, strict=True) if not math.isfinite(value)]
         if bad or not math.isfinite(self._record.get("loss", 0.0)):
             self._record["nonfinite"] = self._nonfinite(bad)
+
+    def _rows(self, noise: StepNoise) -> None:
+        """What the gradients of single rows say about signal and noise; a step that they do not make up says nothing."""
+        found = noise.statistics()
+        if found.norms is not None:
+            values = {"norm_test": found.norms.norm_test, "snr": found.norms.snr, "batch_noise_scale": found.norms.batch_noise_scale}
+            kept = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            self._record["noise"] = {**kept, "rows": float(found.norms.rows), "share": found.share}
 
     def _nonfinite(self, bad: list[str]) -> dict[str, Any]:
         layer = self._locate()
@@ -156,6 +170,7 @@ ORDER = (
     "closure_calls",
     "skipped",
     "nonfinite",
+    "noise",
     "grad_norms",
     "update_ratio",
     "no_gradient",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Outlets", "Sink", "scalars"]
 
 # Entries of a record that hold one number per layer, and the name of their curves.
-PER_LAYER = {"grad_norms": "grad_norm", "update_ratio": "update_ratio"}
+PER_LAYER = {"grad_norms": "grad_norm", "update_ratio": "update_ratio", "noise": "noise"}
 SINGLE = {"loss": "loss", "grad_norm": "grad_norm/total", "grad_norm_clipped": "grad_norm/clipped"}
 
 

@@ -13,7 +13,7 @@ from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
 
-FAMILY = Family("heavy-tail-regression", "MLP", 8e-4)
+FAMILY = Family("heavy-tail-regression", "mlp", 8e-4)
 
 
 def median_error(output: Tensor, target: Tensor) -> float:

@@ -13,7 +13,7 @@ from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
 
-FAMILY = Family("ring-motifs", "CNN", 1e-3)
+FAMILY = Family("ring-motifs", "cnn", 1e-3)
 WIDTH = 6
 
 

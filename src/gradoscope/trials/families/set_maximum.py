@@ -13,7 +13,7 @@ from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
 
-FAMILY = Family("set-maximum", "MLP", 8e-4)
+FAMILY = Family("set-maximum", "mlp", 8e-4)
 
 
 class OfSet(nn.Module):
