@@ -159,10 +159,11 @@ def test_better_means_beyond_doubt():
 
 def test_examples_of_batches():
     a, b = torch.ones(2, 3), torch.zeros(4, 3)
-    x, y = as_examples([(a, a[:, 0]), [b, b[:, 0]]])
+    (x,), y = as_examples([(a, a[:, 0]), [b, b[:, 0]]])
     assert x.shape == (6, 3)
     assert y.shape == (6,)
-    for other in ([a], [(a, a, a)], [(a, "b")], [{"x": a}], [(a, a), (a[:, :2], a)]):
+    assert [len(p) for p in as_examples([(a, a, a)])[0]] == [len(a), len(a)]
+    for other in ([a], [(a, a[:1], a)], [(a, "b")], [{"x": a}], [(a, a), (a[:, :2], a)]):
         assert as_examples(other) is None
 
 

@@ -210,15 +210,12 @@ def _score(name: str, predicted: np.ndarray, fitted: np.ndarray, truth: np.ndarr
     return Score(name, float(difference.mean()) / whole, float(difference.std(ddof=1)) / math.sqrt(len(truth)) / whole)
 
 
-def as_examples(batches: list[Any]) -> tuple[Tensor, Tensor] | None:
-    """Inputs and targets of (x, y) batches as two tensors, or None where they are of another kind."""
-    xs, ys = [], []
-    for b in batches:
-        if not (isinstance(b, (tuple, list)) and len(b) == 2 and all(isinstance(t, Tensor) for t in b)):
-            return None
-        xs.append(b[0])
-        ys.append(b[1])
-    try:
-        return torch.cat(xs), torch.cat(ys)
-    except RuntimeError:
+def as_examples(batches: list[Any]) -> tuple[tuple[Tensor, ...], Tensor] | None:
+    """Inputs and targets of (x, y) or (x1, x2, ..., y) batches as tensors with a row for each example, or None where they are others."""
+    if not all(isinstance(b, (tuple, list)) and len(b) >= 2 and all(isinstance(t, Tensor) and t.dim() > 0 for t in b) for b in batches):
         return None
+    try:
+        *inputs, target = (torch.cat(list(parts)) for parts in zip(*batches, strict=True))
+    except (RuntimeError, ValueError):
+        return None
+    return (tuple(inputs), target) if all(len(x) == len(target) for x in inputs) else None

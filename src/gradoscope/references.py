@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["better_learner", "nothing_general", "repeats", "scores"]
 
+DENSE = 512  # examples with many numbers to foretell each: trees take seconds for more
+
 
 def scores(case: Case) -> list[Score] | None:
     """What independent learners get on new examples, or None where the examples are no (input, target) tensors."""
@@ -26,18 +28,23 @@ def scores(case: Case) -> list[Score] | None:
         examples = as_examples(live.batches.sample(4096, "fresh"))
         if examples is None or case.training.loss_fn is None:
             return None
-        x, y = examples
-        if x.shape == y.shape and torch.equal(x, y):
+        parts, y = examples
+        if len(parts) == 1 and parts[0].shape == y.shape and torch.equal(parts[0], y):
             return None  # an autoencoder's target is its input, which any learner without a bottleneck repeats
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(case.seed))[:4096]
-        sequences = y.dim() == 2 and y.shape[1] > 1 and not y.is_floating_point()
-        if y.dim() > 2 or x[0].numel() > 4096:
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(case.seed))[:4096]
+        sequences = len(parts) == 1 and y.dim() == 2 and y.shape[1] > 1 and not y.is_floating_point()
+        dense = y.dim() > 2 and y.is_floating_point()  # a number at each place of an image, say: all of a row are foretold at once
+        if (y.dim() > 2 and not dense) or max(y[0].numel(), sum(p[0].numel() for p in parts)) > 4096:
             return None
-        order = order[: max(256, 4096 // y.shape[1])] if sequences else order
-        x, y = x[order], y[order]
+        order = order[: max(256, 4096 // y.shape[1])] if sequences else order[:DENSE] if dense else order
+        parts, y = tuple(p[order] for p in parts), y[order]
         with untouched(live.model, seed=0), torch.no_grad():
             live.model.eval()
-            output = live.model(x.to(live.device))
+            output = live.model(*(p.to(live.device) for p in parts))
+        if dense:
+            output = output.flatten(1) if isinstance(output, torch.Tensor) and output.shape == y.shape else None
+            y = y.flatten(1)
+        x = parts[0] if len(parts) == 1 else torch.cat([p.double().flatten(1) for p in parts], 1)
         if sequences:
             found = by_position(x, y, output)
             if found is None:
