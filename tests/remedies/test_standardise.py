@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from gradoscope.errors import GradoscopeError
 from gradoscope.guard import private_random
-from gradoscope.loop import advance
+from gradoscope.loop import advance, prepare
 from gradoscope.remedies.standardise import Standardise, input_scales, target_scales
+from gradoscope.state import State
 from gradoscope.training import Live, Training
 from tests.remedies.nets import prepared, training
 
@@ -126,3 +127,33 @@ def test_it_goes_away_again_and_explains_itself() -> None:
     for remedy in (Standardise(), Standardise(targets=True, step=10.0)):
         assert remedy.explanation.endswith(".")
         compile(remedy.code, "code", "exec")
+
+
+class OnPairs(nn.Module):
+    """Nodes (n, m, d) and pairs (n, m, m, e) of graphs, of any number m of nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes, self.pairs = nn.Linear(2, 1), nn.Linear(3, 1)
+
+    def forward(self, nodes: Tensor, pairs: Tensor) -> Tensor:
+        return self.nodes(nodes).mean((1, 2)) + self.pairs(pairs).mean((1, 2, 3))
+
+
+def test_graphs_of_different_sizes_have_their_features_last() -> None:
+    random = torch.Generator().manual_seed(0)
+    batches = [
+        (5 + 3 * torch.randn(8, m, 2, generator=random), 2 * torch.randn(8, m, m, 3, generator=random), torch.randn(8, generator=random))
+        for m in (4, 6, 5)
+    ]
+    with private_random(0):
+        training = Training(model=OnPairs(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1), data=batches, loss_fn=F.mse_loss, steps=3)
+    seen: list[Tensor] = []
+    with Live.of(Standardise()(training)) as live:
+        prepare(live, State.capture(live))
+        live.model.pairs.register_forward_pre_hook(lambda _m, args: seen.append(args[0].detach()))
+        for nodes, pairs, _ in batches:
+            live.model(nodes, pairs)
+    rows = torch.cat([x.reshape(-1, 3) for x in seen])
+    torch.testing.assert_close(rows.mean(0), torch.zeros(3), atol=0.05, rtol=0)
+    torch.testing.assert_close(rows.std(0), torch.ones(3), atol=0.05, rtol=0)

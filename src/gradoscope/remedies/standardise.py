@@ -80,24 +80,30 @@ class Standardise(Remedy):
 
 
 def _standardiser(model: nn.Module, known: dict[int, Scales]) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:
-    channels = _channels(model)
+    convolutions = _convolutions(model)
 
     def hook(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(_shifted(x, known[i], channels) if i in known else x for i, x in enumerate(args))
+        return tuple(_shifted(x, known[i], _features(x, convolutions)) if i in known else x for i, x in enumerate(args))
 
     return hook
 
 
-def _shifted(x: Tensor, s: Scales, channels: int | None) -> Tensor:
+def _shifted(x: Tensor, s: Scales, dim: int) -> Tensor:
     if x.dim() < 2:
         return (x - s.mean.to(x)) / s.spread.to(x)
-    dim = channels if channels is not None and x.dim() == 3 else 1 if x.dim() >= 4 else -1
     return ((x.movedim(dim, -1) - s.mean.to(x)) / s.spread.to(x)).movedim(-1, dim)
 
 
-def _channels(model: nn.Module) -> int | None:
-    """Where a sequence (n, ., .) has its features: first for one-dimensional convolutions, else last."""
-    return 1 if any(isinstance(m, nn.Conv1d) for m in model.modules()) else None
+def _convolutions(model: nn.Module) -> set[int]:
+    """How many dimensions the inputs of its convolutions have."""
+    kinds = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+    return {dims for m in model.modules() for kind, dims in kinds.items() if isinstance(m, kind)}
+
+
+def _features(x: Tensor, convolutions: set[int]) -> int:
+    """Where an input has its features: first for convolutions and images; last for rows, sequences, and pairs of nodes (n, m, m, .)."""
+    pairs = x.dim() == 4 and x.shape[1] == x.shape[2]
+    return 1 if x.dim() in convolutions or (x.dim() >= 4 and not pairs) else -1
 
 
 def input_scales(live: Live, rows: int = ROWS) -> list[Scales | None]:
@@ -106,11 +112,11 @@ def input_scales(live: Live, rows: int = ROWS) -> list[Scales | None]:
     Cost: one forward pass.
     """
     seen: list[list[Tensor | None]] = []
-    channels = _channels(live.model)
+    convolutions = _convolutions(live.model)
 
     def hook(module: Any, args: tuple[Any, ...]) -> None:
         usable = [x if isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 1 else None for x in args]
-        seen.append([None if x is None else by_feature(x.detach(), channels if x.dim() == 3 else None) for x in usable])
+        seen.append([None if x is None else by_feature(x.detach(), _features(x, convolutions)) for x in usable])
 
     handle = live.model.register_forward_pre_hook(hook)
     try:
