@@ -55,8 +55,8 @@ def surrogates(loss_fn: Loss, output: Tensor, target: Any) -> list[Surrogate]:
     Cost: some ten evaluations of each loss, none of the model.
 
     Example:
-        >>> z = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
-        >>> [s.name for s in surrogates(F.cross_entropy, z, torch.arange(32) % 3)]
+        >>> z = torch.randn(33, 3, generator=torch.Generator().manual_seed(0))
+        >>> [s.name for s in surrogates(F.cross_entropy, z, torch.arange(33) % 3)]
         ['hinge', 'squared']
     """
     if not isinstance(target, Tensor) or not output.is_floating_point() or len(output) < 8:
