@@ -198,9 +198,10 @@ def _actions(diagnosis: Diagnosis) -> list[dict[str, str]]:
         tried = words.confirming(diagnosis, f)
         code = f.code or (tried.code if tried is not None else "")
         worth, within = words.percent(f.gain), words.interval(f.gain_interval)
+        by_metric = tried is not None and tried.on == "metric"
+        did = f"Gained {worth} of what right answers would" if by_metric else f"Removed {worth} of the remaining excess loss"
         why = (
-            f"Removed {worth} of the remaining excess loss when it was tried"
-            f"{' beside the change above' if f.behind else ''}{f' (95% interval {within})' if within else ''}."
+            f"{did} when it was tried{' beside the change above' if f.behind else ''}{f' (95% interval {within})' if within else ''}."
             if worth != "–"
             else ""
         )
