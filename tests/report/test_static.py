@@ -1,6 +1,7 @@
 """The still picture."""
 
 import warnings
+from dataclasses import replace
 
 import matplotlib
 import pytest
@@ -31,3 +32,13 @@ def test_bad_paths(make, tmp_path):
         save_figure(make("undetermined"), tmp_path / "a.gif")
     with pytest.raises(CannotWrite, match="no folder"):
         save_figure(make("undetermined"), tmp_path / "no" / "a.svg")
+
+
+def test_a_logarithmic_axis_has_plain_numbers(make, tmp_path):
+    steps = list(range(0, 101, 5))
+    fallen = {"loss": {"steps": steps, "train": [10.0 ** (-s / 20) for s in steps]}}
+    path = tmp_path / "log.svg"
+    save_figure(replace(make("obstructed"), series=fallen, counterfactuals=()), path)
+    text = path.read_text(encoding="utf-8")
+    assert "mathdefault" not in text
+    assert "<!-- 0.001 -->" in text

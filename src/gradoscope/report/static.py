@@ -57,7 +57,7 @@ def save_figure(diagnosis: Diagnosis, path: str | Path, *, width: float = 11.0, 
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
         _title(figure, diagnosis)
         tried = [c for c in best_counterfactuals(diagnosis, 99) if not c.failed and math.isfinite(c.gain)]
-        _loss(left, diagnosis, tried[:4])
+        _loss(left, diagnosis, [c for c in tried if c.curve][:4])
         _gains(right, tried[:7])
         options: dict[str, Any] = {"metadata": {"Date": None}} if ending == ".svg" else {"dpi": 160} if ending == ".png" else {}
         with warnings.catch_warnings():
@@ -75,7 +75,8 @@ def _loss(axes: Any, diagnosis: Diagnosis, tried: list[Counterfactual]) -> None:
     data = plain(diagnosis.series.get("loss")) or {}
     named = {c.remedy for f in diagnosis.present if (c := confirming(diagnosis, f)) is not None}
     for index, c in enumerate(tried):
-        axes.plot(*_points(c.curve), color=_PALETTE[index % len(_PALETTE)], lw=2.6 if c.remedy in named else 1.6, label=clip(c.remedy, 26))
+        label = clip(c.remedy, 26) + ("" if c.on == "training" else f" ({c.on})")
+        axes.plot(*_points(c.curve), color=_PALETTE[index % len(_PALETTE)], lw=2.6 if c.remedy in named else 1.6, label=label)
     if not data.get("train") and tried:
         axes.plot(*_points(tried[0].baseline_curve), color=_INK, lw=2.2, label="unchanged")
     for name, dash in (("train", "-"), ("validation", "--")):
@@ -89,6 +90,7 @@ def _loss(axes: Any, diagnosis: Diagnosis, tried: list[Counterfactual]) -> None:
     low, high = _robust(axes)
     if low > 0 and high / low > 1e3:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")  # no formulas: they are not parsed, as a "$" in a name is a dollar sign
     elif high > low:
         axes.set_ylim(min(0.0, low), high + 0.06 * (high - min(0.0, low)))
     if axes.lines:
@@ -120,7 +122,7 @@ def _gains(axes: Any, tried: list[Counterfactual]) -> None:
     axes.set_ylim(-0.5, len(rows) - 0.2)
     axes.set_yticks([])
     axes.xaxis.set_major_formatter(lambda x, _: as_percent(x))
-    axes.set_xlabel("0%: unchanged. 100%: all that was left. Lines: 95% intervals.")
+    axes.set_xlabel("0%: unchanged. 100%: all that was left.\nLines: 95% intervals.")
     _bare(axes)
 
 
