@@ -255,7 +255,8 @@ How to read it:
 
 - **Factored**: a linear or convolutional layer that sees the raw data is linear in its own parameters. Its responses to the origin and to
   both directions are computed once and combined at each point. What is left is the rest of the network: where most of the work is in
-  the first layer that pays most.
+  the first layer that pays most. Of the first network's multiplications 60% are in its first layer: the plain loop does 2.5 times as
+  many, and on an idle machine, where both run at the speed of the matrix products, no exact way gains more than that.
 - **Stacked**: the points of a chunk go through the network as one, which pays where a pass consists of overhead. Where it is work, it
   gains nothing, and counted operations decide against it.
 - **Loop**: recurrent layers cannot be stacked by `torch.func.vmap`. What is left to gain is the setting of parameters: one addition per

@@ -144,7 +144,8 @@ def coarse(x: np.ndarray, y: np.ndarray, evaluate: Evaluate, tolerance: float) -
         looked = grid.between(worst, LOOKS) / span
         error = SAFETY * float(looked.max()) if np.isfinite(looked).all() else math.inf
         along = [float((grid.residuals(d, not d) / span[:, :, None]).max()) for d in (True, False)]
-        axes = (along[0] >= 0.5 * along[1], along[1] >= 0.5 * along[0])
+        # Half the distance is a sixteenth of a cubic spline's error: an axis that is better than the other will be then can wait.
+        axes = (along[0] >= along[1] / 16, along[1] >= along[0] / 16)
         if error <= tolerance or grid.finer(axes) + LOOKS > WORTH * total:
             break
         grid.refine(axes)
