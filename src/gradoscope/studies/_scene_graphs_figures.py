@@ -47,9 +47,10 @@ def figures(scale: Scale) -> list[Figure]:
         ),
         Figure(
             "scene",
-            "One image of the test set (of those with up to seven boxes and ten relations the one with most), as the model with attention "
-            "sees it: boxes with the right class are green, others vermilion with the true class in brackets. Right: its likeliest "
-            "triplets, as many as there are true ones, coloured alike; the numbers are those of the boxes.",
+            "A typical image of the test set (of those with up to seven boxes and five to ten relations the one whose share of right "
+            "triplets is nearest to their mean), as the model with attention sees it: boxes with the right class are green, others "
+            "vermilion with the true class in brackets. Right: its likeliest triplets, as many as there are true ones, coloured alike; "
+            "the numbers are those of the boxes.",
             _scene,
         ),
         Figure(
