@@ -1,6 +1,7 @@
 """What the families share: networks, optimizers, streams of random numbers and the usual repairs."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 
 from gradoscope.guard import derive_seed
 
-__all__ = ["accuracy", "adam", "balanced", "blobs", "generator", "mlp", "overwrite", "scaled", "sgd", "split_rows"]
+__all__ = ["accuracy", "adam", "balanced", "blobs", "generator", "mlp", "overwrite", "planner", "scaled", "sgd", "split_rows"]
 
 Pair = tuple[Tensor, Tensor]
 Network = TypeVar("Network", bound=nn.Module)
@@ -19,6 +20,11 @@ Network = TypeVar("Network", bound=nn.Module)
 def generator(*keys: int) -> torch.Generator:
     """A stream of its own for (seed, purpose)."""
     return torch.Generator().manual_seed(derive_seed(7100, *keys))
+
+
+def planner(make: Callable[..., Any]) -> Callable[..., Any]:
+    """A family's `plan(**options)`: its `make` with these options, as a function of the seed."""
+    return partial(partial, make)
 
 
 def sgd(lr: float, **options: Any) -> Callable[[Any], Optimizer]:

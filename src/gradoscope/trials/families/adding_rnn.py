@@ -1,13 +1,12 @@
 """Sequences of numbers of which two are marked: their sum is asked for at the end."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import adam, generator, sgd
+from gradoscope.trials.families._make import adam, generator, planner, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -77,9 +76,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 ADDED = Success("training", 0.3)

@@ -1,13 +1,12 @@
 """How many of several images show a standing bar, odd or even: each image is easy, their parity hides it."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import adam, generator, mlp
+from gradoscope.trials.families._make import adam, generator, mlp, planner
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -93,9 +92,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 KNOWN = Success("validation", 0.7)

@@ -1,13 +1,10 @@
 """Images of bars with noise, and a small convolutional network."""
 
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import accuracy, adam, generator, scaled, sgd
+from gradoscope.trials.families._make import accuracy, adam, generator, planner, scaled, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -99,9 +96,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 SEEN = Success("training", 0.35)

@@ -1,13 +1,12 @@
 """Breast tumours by thirty measurements of cell nuclei (scikit-learn's bundled set), in their own units or standardised."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import adam, generator, mlp, scaled, sgd
+from gradoscope.trials.families._make import adam, generator, mlp, planner, scaled, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -81,9 +80,7 @@ def _pretrain(network: nn.Module, x: Tensor, y: Tensor) -> None:
     network.zero_grad()
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 LEARNT = Success("training", 0.12)

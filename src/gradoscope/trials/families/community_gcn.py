@@ -1,13 +1,12 @@
 """Members of communities in a random graph: who belongs where, from noisy features and who knows whom."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import accuracy, adam, generator, sgd
+from gradoscope.trials.families._make import accuracy, adam, generator, planner, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -114,9 +113,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 SORTED = Success("training", 0.35)

@@ -1,6 +1,5 @@
 """Handwritten digits and a small convolutional network, with the usual parts of a real one: momentum, norms, schedules."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from gradoscope.problems._data import digits
 from gradoscope.training import Training
-from gradoscope.trials.families._make import accuracy, adam, scaled, sgd
+from gradoscope.trials.families._make import accuracy, adam, planner, scaled, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -93,9 +92,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 READ = Success("training", 0.4)

@@ -1,14 +1,11 @@
 """Handwritten digits and a ReLU network: what every tutorial begins with."""
 
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from gradoscope.problems._data import digits
 from gradoscope.training import Training
-from gradoscope.trials.families._make import accuracy, adam, generator, mlp, overwrite, scaled, sgd
+from gradoscope.trials.families._make import accuracy, adam, generator, mlp, overwrite, planner, scaled, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -82,9 +79,7 @@ def _guessed(y: Tensor, share: float, random: torch.Generator) -> Tensor:
     return torch.where(lot, torch.randint(0, 10, (len(y),), generator=random), y)
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 LEARNT = Success("training", 0.35)

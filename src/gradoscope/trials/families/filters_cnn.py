@@ -1,13 +1,12 @@
 """One-dimensional convolutions on signals: undoing a blur, which is as ill-conditioned as the blur is strong."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import adam, balanced, generator, sgd
+from gradoscope.trials.families._make import adam, balanced, generator, planner, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -76,9 +75,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 TOLD = Success("training", 0.2)

@@ -1,6 +1,5 @@
 """A regression whose noise has heavy tails on one side; what counts is the median error."""
 
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import adam, generator, mlp
+from gradoscope.trials.families._make import adam, generator, mlp, planner
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -53,9 +52,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 def others(**options: Any) -> tuple[tuple[str, Any], ...]:

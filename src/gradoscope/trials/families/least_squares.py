@@ -1,13 +1,12 @@
 """Linear regression on Gaussian inputs whose spectrum, noise and size are set: every rate is known."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import balanced, generator, sgd
+from gradoscope.trials.families._make import balanced, generator, planner, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -67,9 +66,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 LOW = Success("training", 0.2)

@@ -1,13 +1,12 @@
 """A linear classifier on Gaussian clouds."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import accuracy, blobs, generator, sgd, split_rows
+from gradoscope.trials.families._make import accuracy, blobs, generator, planner, sgd, split_rows
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -67,9 +66,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 LEARNT = Success("training", 0.2)

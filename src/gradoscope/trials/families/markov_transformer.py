@@ -1,13 +1,12 @@
 """The next token of a chain: a small causal transformer reaches the chain's entropy, which may be close to nothing or to chance."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import accuracy, adam, generator, sgd
+from gradoscope.trials.families._make import accuracy, adam, generator, planner, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -91,9 +90,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 WRITES = Success("training", 0.6)

@@ -1,13 +1,12 @@
 """Small random graphs, and how dense or how triangular they are: a graph network with dense adjacency."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import adam, generator, sgd
+from gradoscope.trials.families._make import adam, generator, planner, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -84,9 +83,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 COUNTED = Success("training", 0.2)

@@ -1,13 +1,10 @@
 """Parities of bits: the gradient hardly depends on which bits count, once there are many of them."""
 
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import adam, generator, mlp, sgd
+from gradoscope.trials.families._make import adam, generator, mlp, planner, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -50,9 +47,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 KNOWN = Success("validation", 0.3)

@@ -1,14 +1,11 @@
 """Fitting Gaussian peaks to a measured spectrum: a peak that starts beside the wrong line stays there."""
 
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from gradoscope.guard import private_random
 from gradoscope.training import Training
-from gradoscope.trials.families._make import adam, generator, sgd
+from gradoscope.trials.families._make import adam, generator, planner, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -72,9 +69,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 TWO = ((-3.0, 0.5), (0.5, 1.2), (4.0, 0.9))

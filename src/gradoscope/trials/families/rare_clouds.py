@@ -1,6 +1,5 @@
 """A linear classifier of two clouds of which one is rare; what counts is the mean of both recalls, or the share of right answers."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import generator, sgd
+from gradoscope.trials.families._make import generator, planner, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -63,9 +62,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 def others(**options: Any) -> tuple[tuple[str, Any], ...]:

@@ -1,13 +1,12 @@
 """Remember the first symbol of a sequence until its end, past symbols that do not matter."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import accuracy, adam, generator, sgd
+from gradoscope.trials.families._make import accuracy, adam, generator, planner, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -79,9 +78,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 RECALLED = Success("training", 0.7)

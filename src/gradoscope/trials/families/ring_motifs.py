@@ -1,6 +1,5 @@
 """Patterns that may stand anywhere on a ring of numbers, read by a flat network or by one that slides around the ring."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import accuracy, adam, generator, mlp
+from gradoscope.trials.families._make import accuracy, adam, generator, mlp, planner
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -64,9 +63,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 def others(**options: Any) -> tuple[tuple[str, Any], ...]:

@@ -1,6 +1,5 @@
 """A property of a set of numbers that are handed over in a row."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import adam, generator, mlp
+from gradoscope.trials.families._make import adam, generator, mlp, planner
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -70,9 +69,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 def others(**options: Any) -> tuple[tuple[str, Any], ...]:

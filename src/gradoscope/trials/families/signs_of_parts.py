@@ -1,13 +1,12 @@
 """The product of what several parts show: end to end, the parts hide behind one another."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import adam, generator, mlp
+from gradoscope.trials.families._make import adam, generator, mlp, planner
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -80,9 +79,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 KNOWN = Success("validation", 0.8)

@@ -1,13 +1,12 @@
 """A small transformer on tokens: which is the largest, which comes first, how many are there of one kind."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import accuracy, adam, generator, sgd
+from gradoscope.trials.families._make import accuracy, adam, generator, planner, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -89,9 +88,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 SORTED = Success("training", 0.5)

@@ -1,6 +1,5 @@
 """Regression on what another network says: there is nothing in the targets that the model cannot express."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import nn
 
 from gradoscope.guard import private_random
 from gradoscope.training import Training
-from gradoscope.trials.families._make import adam, balanced, generator, mlp, overwrite, scaled, sgd
+from gradoscope.trials.families._make import adam, balanced, generator, mlp, overwrite, planner, scaled, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -81,9 +80,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 CLOSE = Success("training", 0.15)

@@ -1,14 +1,11 @@
 """Fitting the frequency of a tone: the loss has a minimum in each side lobe."""
 
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from gradoscope.guard import private_random
 from gradoscope.training import Training
-from gradoscope.trials.families._make import adam, generator
+from gradoscope.trials.families._make import adam, generator, planner
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -70,9 +67,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 HEARD = Success("training", 0.1)

@@ -1,13 +1,10 @@
 """A cosine of a projection: slow ones are learnt, fast ones look alike to every gradient."""
 
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from gradoscope.training import Training
-from gradoscope.trials.families._make import adam, generator, mlp, overwrite, sgd
+from gradoscope.trials.families._make import adam, generator, mlp, overwrite, planner, sgd
 from gradoscope.trials.trial import Family, Success
 
 __all__ = ["FAMILY"]
@@ -59,9 +56,7 @@ def make(
     )
 
 
-def plan(**options: Any) -> Any:
-    """`make` with options, as a function of the seed."""
-    return partial(make, **options)
+plan = planner(make)
 
 
 KNOWN = Success("training", 0.3)
