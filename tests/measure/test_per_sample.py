@@ -298,8 +298,8 @@ def test_batch_statistics_are_held_fixed() -> None:
     model, batch = make("batch norm 1d")
     objective = Objective(model, mean_loss, [batch], mode="train")
     found = per_sample(objective)
-    norm: Any = model[1]  # type: ignore[index]
-    hidden = model[0](batch[0])  # type: ignore[index]
+    norm: Any = model[1]  # type: ignore[index]  # a Sequential, told as a Module
+    hidden = model[0](batch[0])  # type: ignore[index]  # the same
     norm.running_mean, norm.running_var = hidden.mean(0).detach(), hidden.var(0).detach()
     assert found.norms == pytest.approx(flat_rows(loop(model.eval(), batch)).norm(dim=1).numpy(), rel=1e-9)
     assert "held fixed" in found.method
@@ -314,7 +314,7 @@ def test_dropout_masks_are_those_of_the_pass() -> None:
     assert len(found.hooked) == 4
     again = per_sample(objective, products=True, seed=4)
     assert np.array_equal(found.squares, again.squares)
-    assert found.products.mean() == pytest.approx(found.gradient_square)  # type: ignore[union-attr]
+    assert found.products.mean() == pytest.approx(found.gradient_square)  # type: ignore[union-attr]  # products were asked for
 
 
 def test_frozen_unused_and_checkpointed_layers() -> None:
@@ -325,7 +325,7 @@ def test_frozen_unused_and_checkpointed_layers() -> None:
             spare=nn.Linear(2, 2),
         ).double()
         batch = (torch.randn(B, 6, dtype=torch.float64), torch.randint(0, 3, (B,)))
-    model.a.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
+    model.a.weight.requires_grad_(False)  # type: ignore[union-attr, operator]  # a layer of this net
     found = per_sample(Objective(model, mean_loss, [batch]))
     assert "a.weight" not in found.names
     assert dict(zip(found.names, found.squares.sum(0), strict=True))["spare.weight"] == 0
