@@ -152,17 +152,17 @@ def files(*names: str) -> list[Path]:
     return sorted(p for name in names for p in ([SOURCE / name] if name.endswith(".py") else (SOURCE / name).glob("*.py")))
 
 
-JUDGES = ("obstacles", "remedies", "case.py", "readings.py", "diagnose.py")
+JUDGES = ("obstacles", "remedies", "case.py", "readings.py", "layer_readings.py", "diagnose.py")
 RULES = {
     "measure": (
         ["measure", "theory", "structured", "updates"],
-        ["obstacles", "remedies", "problems", "studies", "report", "case", "readings", "diagnose"],
+        ["obstacles", "remedies", "problems", "studies", "report", "case", "readings", "layer_readings", "diagnose"],
     ),
     "problems": (["problems"], ["obstacles", "remedies", "measure", "studies", "report", "case", "diagnose"]),
     "judges": ([*JUDGES], ["problems", "studies", "study", "report", "catalogue"]),
-    "landscape": (["landscape"], ["obstacles", "problems", "studies", "case", "readings", "diagnose"]),
-    "report": (["report"], ["measure", "case", "readings", "obstacles", "remedies", "problems", "objective", "diagnose"]),
-    "cli": (["cli.py"], ["measure", "case", "readings", "obstacles", "remedies"]),
+    "landscape": (["landscape"], ["obstacles", "problems", "studies", "case", "readings", "layer_readings", "diagnose"]),
+    "report": (["report"], ["measure", "case", "readings", "layer_readings", "obstacles", "remedies", "problems", "objective", "diagnose"]),
+    "cli": (["cli.py"], ["measure", "case", "readings", "layer_readings", "obstacles", "remedies"]),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradoscope import readings
+from gradoscope import layer_readings, readings
 from gradoscope.case import Case
 from gradoscope.loop import advance
 from gradoscope.measure.curvature import density
@@ -65,8 +65,8 @@ def _spectrum(case: Case) -> dict[str, Any]:
 
 def _layers(case: Case) -> dict[str, Any]:
     start = case.checkpoint(0.0)
-    sensitivity = readings.sensitivity(case, start)
-    signals = {s.name: s for s in readings.signals(case, start)}
+    sensitivity = layer_readings.sensitivity(case, start)
+    signals = {s.name: s for s in layer_readings.signals(case, start)}
     with case.live(start) as live:
         order = {name: i for i, (name, _) in enumerate(live.model.named_modules())}
     names = sorted({*sensitivity, *signals}, key=lambda n: order.get(n, len(order)))

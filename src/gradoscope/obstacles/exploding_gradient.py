@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gradoscope import readings
+from gradoscope import layer_readings
 from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
@@ -24,11 +24,11 @@ class ExplodingGradient(Obstacle):
     def mechanism(self, case: Case, known: dict[str, Finding]) -> Mechanism:
         found: list[Evidence] = []
         start = case.checkpoint(0.0)
-        layers = [s for s in readings.signals(case, start) if s.output_rms > 0]
+        layers = [s for s in layer_readings.signals(case, start) if s.output_rms > 0]
         growth = max((s.output_rms for s in layers), default=0.0) / max(min((s.output_rms for s in layers[:1]), default=1.0), 1e-30)
         grads = [s.gradient_rms for s in layers if s.gradient_rms and np.isfinite(s.gradient_rms)]
         back = grads[0] / grads[-1] if len(grads) > 1 and grads[-1] > 0 else 1.0
-        overflow = any(not np.isfinite(s.output_rms) for s in readings.signals(case, start))
+        overflow = any(not np.isfinite(s.output_rms) for s in layer_readings.signals(case, start))
         grows = overflow or growth > T.GROWTH or back > T.GROWTH
         found.append(
             evidence(
@@ -42,7 +42,7 @@ class ExplodingGradient(Obstacle):
         found.append(
             evidence("gradient_growth", back, f"the gradient grows {back:.3g}-fold on its way back", supports=back > T.GROWTH, step=start)
         )
-        through = readings.output_growth(case, start)
+        through = layer_readings.output_growth(case, start)
         if through is not None:
             grows = grows or through > T.GROWTH
             says = f"the output is {through:.3g} times as large as the input at the start"

@@ -1,6 +1,6 @@
 """Near a critical point with negative curvature, or in a symmetric subspace that the dynamics never leave."""
 
-from gradoscope import readings
+from gradoscope import layer_readings, readings
 from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
@@ -68,7 +68,7 @@ class SaddlePoint(Obstacle):
         _, trend, drop = readings.moving(case)
         stuck = drop < T.SLOW
         found.append(evidence("progress", drop, f"the second half removes {drop:.0%} of the excess", supports=stuck, p=trend.p))
-        copies = readings.twins(case, case.checkpoint(0.5))
+        copies = layer_readings.twins(case, case.checkpoint(0.5))
         layer = max(copies, key=lambda name: copies[name], default=None)
         symmetric = layer is not None and copies[layer] >= T.TWINS
         if layer is not None and copies[layer] > 0:
@@ -77,7 +77,7 @@ class SaddlePoint(Obstacle):
         return Mechanism((near and negative and stuck) or symmetric, 0.97, found)
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
-        copies = readings.twins(case, case.checkpoint(0.5))
+        copies = layer_readings.twins(case, case.checkpoint(0.5))
         if max(copies.values(), default=0.0) >= T.TWINS:
             broken = case.trial(BreakSymmetry())
             if case.material(broken):

@@ -2,7 +2,7 @@
 
 import math
 
-from gradoscope import readings
+from gradoscope import layer_readings
 from gradoscope import thresholds as T
 from gradoscope.case import Case
 from gradoscope.diagnosis import Counterfactual, Evidence, Finding
@@ -28,7 +28,7 @@ class VanishingGradient(Obstacle):
         found: list[Evidence] = []
         holds = False
         for step in dict.fromkeys((case.checkpoint(0.0), case.checkpoint(0.5))):
-            reading = readings.sensitivity(case, step)
+            reading = layer_readings.sensitivity(case, step)
             layers = {k: v for k, v in reading.items() if math.isfinite(v)}
             if not layers:
                 continue
@@ -44,7 +44,7 @@ class VanishingGradient(Obstacle):
                 what = f"layer {low} is the only one, and a gradient reaches it at step {step}"
             found.append(evidence("layer_sensitivity_ratio", ratio, what, supports=small, step=step))
             holds = holds or small
-            for layer in readings.signals(case, step):
+            for layer in layer_readings.signals(case, step):
                 if layer.dead_share >= T.DEAD_SHARE:
                     holds = True
                     found.append(
@@ -69,7 +69,7 @@ class VanishingGradient(Obstacle):
                     )
             if holds and step == case.checkpoint(0.0):
                 break
-        over_time = readings.time_ratio(case, case.checkpoint(0.0))
+        over_time = layer_readings.time_ratio(case, case.checkpoint(0.0))
         if over_time is not None:
             faded = over_time < T.TIME_RATIO
             says = f"the first inputs of a sequence move the loss {over_time:.1e} times as much as those that move it most"
@@ -81,7 +81,7 @@ class VanishingGradient(Obstacle):
 
     def confirm(self, case: Case, known: dict[str, Finding]) -> list[Counterfactual]:
         tried = []
-        blocked = all(v == 0 for v in readings.sensitivity(case, case.checkpoint(0.0)).values())
+        blocked = all(v == 0 for v in layer_readings.sensitivity(case, case.checkpoint(0.0)).values())
         with case.live() as live:
             layers = rescalable(live.model)
         if layers and not blocked:
@@ -99,7 +99,7 @@ class VanishingGradient(Obstacle):
     @staticmethod
     def _fades(case: Case) -> bool:
         """Whether the gradient vanishes over time."""
-        over_time = readings.time_ratio(case, case.checkpoint(0.0))
+        over_time = layer_readings.time_ratio(case, case.checkpoint(0.0))
         return over_time is not None and over_time < T.TIME_RATIO
 
     def rivals(self, case: Case, best: Counterfactual, known: dict[str, Finding]) -> Evidence | None:
